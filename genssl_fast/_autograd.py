@@ -1,0 +1,191 @@
+"""Derivatives of operations, generated from a ``backward`` and a ``jvp`` rule.
+
+PyTorch's registration alone gives silently zero tangents under ``torch.func.jvp``, and ``torch.compile``
+drops the ``jvp`` of an ``autograd.Function``. So each public function takes one of three paths:
+
+- plain: the dispatcher's operation, with registered autograd;
+- ``torch.func`` transforms or dual numbers in eager: an ``autograd.Function`` with every rule;
+- the same under ``torch.compile``: unpack the duals, run operation and ``jvp`` rule, pack again.
+
+Rules name the arguments of the schema::
+
+    def backward(inputs, outputs, grads):   # -> {"x": gradient, ...}, absent means None
+    def jvp(inputs, outputs, tangents):     # -> one tangent per output; an absent tangent is None
+
+Both are written in differentiable PyTorch, so second derivatives and forward-over-reverse follow.
+"""
+
+from collections import namedtuple
+from collections.abc import Callable
+
+import torch
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from genssl_fast._library import LIBRARY
+
+__all__ = ["differentiable", "forbid_derivatives"]
+
+
+def differentiable(op, *, backward: Callable, jvp: Callable, save_outputs: bool = False) -> Callable:
+    """The function that users call: ``op`` with its derivatives on every path.
+
+    Arguments:
+        op: overload defined by :func:`genssl_fast._library.define`.
+        backward: rule for gradients.
+        jvp: rule for tangents.
+        save_outputs: whether the rules read the outputs.
+    """
+    rules = _Rules(op, backward, jvp, save_outputs)
+    torch.library.register_autograd(
+        op, rules.backward_of_context, setup_context=rules.setup_context, lib=LIBRARY
+    )
+    _register_vmap(op)
+    transform = _transform_function(op, rules)
+
+    def apply(*args):
+        if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+            if torch.compiler.is_compiling():
+                return _dual(op, rules, args)
+            flat, structure = tree_flatten(args)
+            return transform.apply(structure, *flat)
+        return op(*args)
+
+    return apply
+
+
+def forbid_derivatives(op, advice: str) -> None:
+    """Makes a raw operation raise, instead of losing gradients, where a derivative is asked for."""
+    _register_vmap(op)
+
+    def guard(keyset, *args):
+        tensors = [leaf for leaf in tree_flatten(args)[0] if isinstance(leaf, torch.Tensor)]
+        wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if wants_gradient or any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+            raise RuntimeError(f"{op.name()} has no derivative: {advice}")
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    LIBRARY.impl(op.name().split("::")[1], guard, "Autograd", with_keyset=True)
+
+
+class _Rules:
+    """The two rules of an operation, with arguments by name."""
+
+    def __init__(self, op, backward, jvp, save_outputs):
+        self.names = [argument.name for argument in op._schema.arguments]
+        self.Arguments = namedtuple("Arguments", self.names)  # Dynamo traces it, unlike SimpleNamespace
+        self.backward, self.jvp, self.save_outputs = backward, jvp, save_outputs
+
+    def named(self, values):
+        return self.Arguments(*values)
+
+    def save(self, ctx, args, output, forward: bool = False) -> None:
+        """Keeps tensors through PyTorch's own saving, and the rest beside it."""
+        outputs = _as_tuple(output) if self.save_outputs else ()
+        leaves, ctx.structure = tree_flatten((tuple(args), outputs))
+        ctx.is_tensor = [isinstance(leaf, torch.Tensor) for leaf in leaves]
+        ctx.others = [None if tensor else leaf for leaf, tensor in zip(leaves, ctx.is_tensor)]
+        tensors = [leaf for leaf, tensor in zip(leaves, ctx.is_tensor) if tensor]
+        ctx.save_for_backward(*tensors)
+        if forward:
+            ctx.save_for_forward(*tensors)
+
+    def saved(self, ctx):
+        tensors = iter(ctx.saved_tensors)
+        leaves = [next(tensors) if tensor else other for tensor, other in zip(ctx.is_tensor, ctx.others)]
+        return tree_unflatten(leaves, ctx.structure)
+
+    def setup_context(self, ctx, inputs, output):
+        self.save(ctx, inputs, output)
+
+    def backward_of_context(self, ctx, *grads):
+        args, outputs = self.saved(ctx)
+        found = self.backward(self.named(args), outputs, grads)
+        return tuple(_like_argument(found.get(name), arg) for name, arg in zip(self.names, args))
+
+
+def _transform_function(op, rules: _Rules):
+    """The operation as an ``autograd.Function`` over flattened arguments."""
+
+    class Transform(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(structure, *flat):
+            return op(*tree_unflatten(flat, structure))
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.arguments = inputs[0]
+            rules.save(ctx, tree_unflatten(inputs[1:], inputs[0]), output, forward=True)
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return None, *tree_flatten(rules.backward_of_context(ctx, *grads))[0]
+
+        @staticmethod
+        def jvp(ctx, _, *tangents):
+            args, outputs = rules.saved(ctx)
+            named = rules.named(tree_unflatten(tangents, ctx.arguments))
+            result = rules.jvp(rules.named(args), outputs, named)
+            return result if len(op._schema.returns) > 1 else _as_tuple(result)[0]
+
+    Transform.__name__ = op.name().split("::_")[-1]
+    return Transform
+
+
+def _dual(op, rules: _Rules, args):
+    """Operation and jvp on unpacked dual numbers, packed again; what torch.compile can trace."""
+    flat, structure = tree_flatten(args)
+    pairs = [
+        forward_ad.unpack_dual(leaf) if isinstance(leaf, torch.Tensor) else (leaf, None) for leaf in flat
+    ]
+    primals = tree_unflatten([pair[0] for pair in pairs], structure)
+    output = op(*primals)
+    if all(pair[1] is None for pair in pairs):
+        return output
+    outputs = _as_tuple(output)
+    tangents = rules.named(tree_unflatten([pair[1] for pair in pairs], structure))
+    found = _as_tuple(rules.jvp(rules.named(primals), outputs, tangents))
+    packed = tuple(forward_ad.make_dual(value, tangent) for value, tangent in zip(outputs, found))
+    return packed if len(outputs) > 1 else packed[0]
+
+
+def _register_vmap(op) -> None:
+    """Under vmap, one call per entry of the mapped dimension."""
+
+    def rule(info, in_dims, *args):
+        flat, structure = tree_flatten(args)
+        dims = _broadcast_dims(in_dims, args)
+
+        def entry(i):
+            taken = [leaf if dim is None else leaf.select(dim, i) for leaf, dim in zip(flat, dims)]
+            return op(*tree_unflatten(taken, structure))
+
+        results = [entry(i) for i in range(info.batch_size)]
+        if isinstance(results[0], torch.Tensor):
+            return torch.stack(results), 0
+        return tuple(map(torch.stack, zip(*results))), (0,) * len(results[0])
+
+    torch.library.register_vmap(op, rule, lib=LIBRARY)
+
+
+def _broadcast_dims(in_dims, args) -> list:
+    """One mapped dimension (or None) per leaf of the arguments."""
+    dims = []
+    for dim, arg in zip(in_dims, args):
+        leaves = tree_flatten(arg)[0]
+        dims += list(dim) if isinstance(dim, list | tuple) else [dim] * len(leaves)
+    return dims
+
+
+def _like_argument(gradient, argument):
+    """A list argument needs a list of gradients, even where all are None."""
+    if isinstance(argument, list | tuple) and gradient is None:
+        return tree_map(lambda _: None, argument)
+    return gradient
+
+
+def _as_tuple(value) -> tuple:
+    return value if isinstance(value, tuple) else tuple(value) if isinstance(value, list) else (value,)

@@ -1,0 +1,53 @@
+"""Errors for bad arguments: the argument's name, what was expected, what came."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = ["check", "check_choice", "check_dtype", "check_same", "check_shape"]
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check(condition: bool, argument: str, expected: str, got) -> None:
+    """Raises ``ValueError`` that names the argument unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{argument}: expected {expected}, got {got}")
+
+
+def check_choice(argument: str, value, choices: Iterable) -> None:
+    """The value must be one of the choices."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{argument}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_dtype(argument: str, tensor: Tensor, dtypes: Iterable[torch.dtype] = FLOATING) -> None:
+    """The tensor's dtype must be one of the dtypes."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{argument}: expected a tensor, got {type(tensor).__name__}")
+    dtypes = tuple(dtypes)
+    if tensor.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{argument}: expected dtype {names}, got {tensor.dtype}")
+
+
+def check_shape(argument: str, tensor: Tensor, shape: tuple, meaning: str) -> None:
+    """The tensor must have this shape; ``meaning`` says it in words, such as ``[B, D]``."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{argument}: expected shape {meaning} = {list(shape)}, got {list(tensor.shape)}")
+
+
+def check_same(argument: str, tensor: Tensor, other: Tensor, other_name: str, *, shape: bool = True) -> None:
+    """Same shape (unless told otherwise), dtype and device as another argument."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{argument}: expected a tensor, got {type(tensor).__name__}")
+    if shape and tensor.shape != other.shape:
+        raise ValueError(
+            f"{argument}: expected the shape of {other_name}, {list(other.shape)}, got {list(tensor.shape)}"
+        )
+    if tensor.dtype != other.dtype:
+        raise TypeError(f"{argument}: expected the dtype of {other_name}, {other.dtype}, got {tensor.dtype}")
+    if tensor.device != other.device:
+        raise ValueError(f"{argument}: expected the device of {other_name}, {other.device}, got {tensor.device}")
