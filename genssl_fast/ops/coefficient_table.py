@@ -32,6 +32,9 @@ class CoefficientTable:
             ``time`` is what the network is given.
         num_states: S, at least 1.
 
+    Attributes:
+        draws_noise: for every row, whether its noise coefficient is not zero.
+
     Example:
         >>> table = CoefficientTable.from_rows([dict(state=[0.5], prediction=[0.5], time=1.0)])
         >>> table
@@ -45,6 +48,7 @@ class CoefficientTable:
         expected = f"from 1 to {width - len(TAIL)} for rows of {width}"
         check(1 <= num_states <= width - len(TAIL), "num_states", expected, num_states)
         self.coefficients, self.num_states = coefficients, num_states
+        self.draws_noise = tuple((coefficients[:, -5] != 0).tolist())
         self._copies: dict[torch.device, Tensor] = {torch.device("cpu"): coefficients}
 
     @classmethod

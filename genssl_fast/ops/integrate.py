@@ -133,7 +133,7 @@ def _langevin_parts(inputs) -> _Langevin:
 
 def per_sample_sum(values: Tensor) -> Tensor:
     """Sum over every dimension but the first, kept: [B, ...] -> [B, 1, ...]."""
-    return values.flatten(1).sum(1).reshape(-1, *(1,) * (values.ndim - 1))
+    return values.sum(tuple(range(1, values.ndim)), keepdim=True) if values.ndim > 1 else values
 
 
 def _safe_inverse(values: Tensor) -> Tensor:
@@ -353,5 +353,4 @@ def _values_are_checked(tensor: Tensor) -> bool:
 
 
 def _noiseless(table, index, index_tensor) -> bool:
-    noise = table.noise if index_tensor is not None else table.noise[index]
-    return not bool((noise != 0).any())
+    return not (any(table.draws_noise) if index_tensor is not None else table.draws_noise[index])
