@@ -108,8 +108,8 @@ class build_kernels(build_ext):
             print("no C++ compiler found: operations will run their references", file=sys.stderr)
             return
         target = ROOT if self.inplace else Path(self.build_lib).resolve()
-        # In a checkout the objects stay, so that the next build compiles only what changed.
-        build = Ninja(ROOT / "build/objects" if self.inplace else Path(self.build_temp).resolve())
+        # The objects stay, so that the next build, of a wheel too, compiles only what changed.
+        build = Ninja(ROOT / "build/objects")
         compilers = {"cxx": compiler}
         self.add_cpu(build, target / "genssl_fast")
         nvcc = find_nvcc()
