@@ -17,6 +17,8 @@ import torch, genssl_fast
 assert "site-packages" in genssl_fast.__file__, genssl_fast.__file__
 optional = {"safetensors", "rich", "PIL", "sklearn", "matplotlib", "triton"}
 for module in pkgutil.walk_packages(genssl_fast.__path__, "genssl_fast."):
+    if module.name in ("genssl_fast._cpu", "genssl_fast._cuda"):  # loaded by PyTorch, not imported
+        continue
     try:
         importlib.import_module(module.name)
     except ImportError as error:
