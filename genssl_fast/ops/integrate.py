@@ -1,7 +1,6 @@
 """Steps of samplers: a row of a coefficient table, and a Langevin step."""
 
 import math
-import os
 from typing import NamedTuple
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from genssl_fast import reference
 from genssl_fast._autograd import differentiable, forbid_derivatives
-from genssl_fast._checks import check, check_dtype, check_same, check_shape
+from genssl_fast._checks import check, check_dtype, check_same, check_shape, values_are_checked
 from genssl_fast._library import define, implement_triton
 from genssl_fast._random import check_first_sample, fold_seed, fold_step
 from genssl_fast.ops.coefficient_table import CoefficientTable
@@ -338,18 +337,11 @@ def _checked_index(x, table, index) -> tuple[int, Tensor | None]:
     check_dtype("index", index, (torch.int64,))
     check_shape("index", index, x.shape[:1], "[B]")
     check(index.device == x.device, "index", f"a tensor on {x.device}", f"one on {index.device}")
-    if index.numel() and _values_are_checked(index):
+    if index.numel() and values_are_checked(index):
         low, high = (int(value) for value in torch.aminmax(index))
         expected = f"rows of the table, 0 to {table.num_rows - 1}"
         check(low >= 0 and high < table.num_rows, "index", expected, f"{low} to {high}")
     return 0, index
-
-
-def _values_are_checked(tensor: Tensor) -> bool:
-    """Reading values of a CUDA tensor would synchronise, and a traced or transformed one has none."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return tensor.device.type == "cpu" or os.environ.get("GENSSL_CHECK") == "1"
 
 
 def _noiseless(table, index, index_tensor) -> bool:

@@ -2,16 +2,24 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from genssl_fast import reference
 from genssl_fast._autograd import differentiable
-from genssl_fast._checks import check, check_choice, check_dtype
+from genssl_fast._checks import (
+    check,
+    check_choice,
+    check_dtype,
+    check_same,
+    check_shape,
+    values_are_checked,
+)
 from genssl_fast._library import define, implement_triton
 
-__all__ = ["time_embedding"]
+__all__ = ["FilmMLPWeights", "film_mlp", "time_embedding"]
 
 # Convention: (sine first, what the number of frequencies is reduced by in the exponent's denominator).
 CONVENTIONS = {"dit": (False, 0), "diffusers": (True, 1), "ddpm": (True, 1), "edm": (False, 0)}
@@ -124,3 +132,277 @@ def time_embedding(
     check_dtype("t", t)
     chosen, sin_first = embedding_frequencies(dim, kind, convention, max_period, frequencies, t.device)
     return _time_embedding(t, chosen, sin_first, dim)
+
+
+class FilmMLPWeights(NamedTuple):
+    """Weights of a residual FiLM-MLP, matrices as (out, in) like ``torch.nn.Linear``."""
+
+    w_in: Tensor  # [H, D]
+    b_in: Tensor  # [H]
+    w: Tensor  # [L, H, H]
+    c: Tensor  # [L, H]
+    w_film: Tensor  # [L, 2H, E], gamma first
+    w_embed1: Tensor  # [E, T]
+    w_embed2: Tensor  # [E, E]
+    w_out: Tensor  # [D, H]
+    b_out: Tensor  # [D]
+    class_embedding: Tensor | None = None  # [K, E]
+
+
+NETWORK_ARGUMENTS = (
+    "Tensor frequencies, bool sin_first, Tensor w_in, Tensor b_in, Tensor w, Tensor c, Tensor w_film, "
+    "Tensor w_embed1, Tensor w_embed2, Tensor w_out, Tensor b_out, Tensor? class_embedding, Tensor? labels"
+)
+
+raw_film_mlp = define(
+    f"_film_mlp(Tensor x, Tensor t, {NETWORK_ARGUMENTS}) -> Tensor",
+    reference=reference.score.film_mlp,
+    fake=lambda x, *args: x.new_empty(x.shape),
+)
+
+
+class _Block(NamedTuple):
+    """Values inside one residual block: its input, 1 + γ, W h + c and the argument of its SiLU."""
+
+    h: Tensor
+    scale: Tensor
+    linear: Tensor
+    inner: Tensor
+
+
+class _Pass(NamedTuple):
+    """A forward pass in the compute dtype; rows are conditions [1 or B, ·] until they meet x [B, ·]."""
+
+    weights: FilmMLPWeights
+    angles: Tensor  # derivative of the embedding by t
+    embedding: Tensor
+    first: Tensor  # arguments of the two SiLU of the embedding
+    second: Tensor
+    e: Tensor
+    x: Tensor
+    blocks: list[_Block]
+    h: Tensor  # input of the last layer
+
+
+def _compute_weights(inputs, dtype) -> FilmMLPWeights:
+    values = (getattr(inputs, name) for name in FilmMLPWeights._fields)
+    return FilmMLPWeights(*(value if value is None else value.to(dtype) for value in values))
+
+
+def _silu_slope(v: Tensor) -> Tensor:
+    gate = torch.sigmoid(v)
+    return gate * (1 + v * (1 - gate))
+
+
+def _forward_pass(inputs) -> _Pass:
+    silu = torch.nn.functional.silu
+    dtype = torch.float64 if inputs.x.dtype == torch.float64 else torch.float32
+    weights, x, t = _compute_weights(inputs, dtype), inputs.x.to(dtype), inputs.t.to(dtype).reshape(-1)
+    time = _EmbeddingInputs(t, inputs.frequencies.to(dtype), inputs.sin_first, weights.w_embed1.shape[1])
+    embedding = reference.score.time_embedding(*time)
+    first = embedding @ weights.w_embed1.mT
+    second = silu(first) @ weights.w_embed2.mT
+    e, h, blocks = silu(second), x @ weights.w_in.mT + weights.b_in, []
+    if inputs.labels is not None:
+        e = e + weights.class_embedding[inputs.labels]
+    for w, c, w_film in zip(weights.w, weights.c, weights.w_film):
+        gamma, beta = (e @ w_film.mT).chunk(2, -1)
+        linear = h @ w.mT + c
+        blocks.append(_Block(h, 1 + gamma, linear, (1 + gamma) * linear + beta))
+        h = h + silu(blocks[-1].inner)
+    return _Pass(weights, _angle_derivative(time), embedding, first, second, e, x, blocks, h)
+
+
+class _EmbeddingInputs(NamedTuple):
+    """What the derivative of the embedding reads."""
+
+    t: Tensor
+    frequencies: Tensor
+    sin_first: bool
+    dim: int
+
+
+def _film_mlp_backward(inputs, outputs, grads):
+    net, silu = _forward_pass(inputs), torch.nn.functional.silu
+    weights, grad = net.weights, grads[0].to(net.x.dtype)
+    to = {"w_out": grad.mT @ net.h, "b_out": grad.sum(0)}
+    to_h, to_e = grad @ weights.w_out, torch.zeros_like(net.e)
+    to_w, to_c, to_film = [], [], []
+    for block, w, w_film in zip(net.blocks[::-1], weights.w.flip(0), weights.w_film.flip(0)):
+        to_inner = to_h * _silu_slope(block.inner)
+        to_linear = to_inner * block.scale
+        film = torch.cat([to_inner * block.linear, to_inner], -1).sum_to_size(len(net.e), 2 * len(w))
+        to_w.insert(0, to_linear.mT @ block.h)
+        to_c.insert(0, to_linear.sum(0))
+        to_film.insert(0, film.mT @ net.e)
+        to_h, to_e = to_h + to_linear @ w, to_e + film @ w_film
+    to["w_in"], to["b_in"] = to_h.mT @ net.x, to_h.sum(0)
+    for name, found in (("w", to_w), ("c", to_c), ("w_film", to_film)):
+        to[name] = torch.stack(found) if found else torch.zeros_like(getattr(weights, name))
+    if inputs.labels is not None:
+        to["class_embedding"] = torch.zeros_like(weights.class_embedding).index_add(0, inputs.labels, to_e)
+    to_second = to_e.sum_to_size(net.second.shape) * _silu_slope(net.second)
+    to_first = (to_second @ weights.w_embed2) * _silu_slope(net.first)
+    to["w_embed2"], to["w_embed1"] = to_second.mT @ silu(net.first), to_first.mT @ net.embedding
+    to["t"] = ((to_first @ weights.w_embed1) * net.angles).sum(-1).reshape(inputs.t.shape)
+    to["x"] = to_h @ weights.w_in
+    return {name: value.to(getattr(inputs, name).dtype) for name, value in to.items()}
+
+
+def _sum_of(*terms: Tensor | None) -> Tensor | None:
+    """The sum of what is there."""
+    present = [term for term in terms if term is not None]
+    return functools.reduce(torch.add, present) if present else None
+
+
+def _scaled(factor: Tensor, tangent: Tensor | None) -> Tensor | None:
+    return None if tangent is None else factor * tangent
+
+
+def _linear_tangent(a: Tensor, w: Tensor, a_dot: Tensor | None, w_dot: Tensor | None) -> Tensor | None:
+    """Tangent of a Wᵀ."""
+    from_a = None if a_dot is None else a_dot @ w.mT
+    return _sum_of(from_a, None if w_dot is None else a @ w_dot.mT)
+
+
+def _embedding_tangent(inputs, net: _Pass, t_dot: Tensor | None, dots: FilmMLPWeights) -> Tensor | None:
+    silu, weights = torch.nn.functional.silu, net.weights
+    embedding = None if t_dot is None else net.angles * t_dot.to(net.x.dtype).reshape(-1, 1)
+    first = _linear_tangent(net.embedding, weights.w_embed1, embedding, dots.w_embed1)
+    hidden = _scaled(_silu_slope(net.first), first)
+    second = _linear_tangent(silu(net.first), weights.w_embed2, hidden, dots.w_embed2)
+    classes = dots.class_embedding if inputs.labels is not None else None
+    of_class = None if classes is None else classes[inputs.labels]
+    return _sum_of(_scaled(_silu_slope(net.second), second), of_class)
+
+
+def _film_mlp_jvp(inputs, outputs, tangents):
+    net = _forward_pass(inputs)
+    weights, dots = net.weights, _compute_weights(tangents, net.x.dtype)
+    e = _embedding_tangent(inputs, net, tangents.t, dots)
+    x = None if tangents.x is None else tangents.x.to(net.x.dtype)
+    h = _sum_of(_linear_tangent(net.x, weights.w_in, x, dots.w_in), dots.b_in)
+    for i, block in enumerate(net.blocks):
+        w_dot, c_dot, film_dot = (None if d is None else d[i] for d in (dots.w, dots.c, dots.w_film))
+        film = _linear_tangent(net.e, weights.w_film[i], e, film_dot)
+        gamma, beta = (None, None) if film is None else film.chunk(2, -1)
+        linear = _sum_of(_linear_tangent(block.h, weights.w[i], h, w_dot), c_dot)
+        inner = _sum_of(_scaled(block.scale, linear), _scaled(block.linear, gamma), beta)
+        h = _sum_of(h, _scaled(_silu_slope(block.inner), inner))
+    result = _sum_of(_linear_tangent(net.h, weights.w_out, h, dots.w_out), dots.b_out)
+    result = torch.zeros_like(net.x) if result is None else result.expand_as(net.x)
+    return result.to(inputs.x.dtype)
+
+
+_film_mlp = differentiable(raw_film_mlp, backward=_film_mlp_backward, jvp=_film_mlp_jvp)
+
+
+# Dimensions of the weights: B samples, D numbers each, H hidden, L blocks, E embedding, T time, K classes.
+WEIGHT_SHAPES = {
+    "w_in": ("H", "D"),
+    "b_in": ("H",),
+    "w": ("L", "H", "H"),
+    "c": ("L", "H"),
+    "w_film": ("L", "2H", "E"),
+    "w_embed1": ("E", "T"),
+    "w_embed2": ("E", "E"),
+    "w_out": ("D", "H"),
+    "b_out": ("D",),
+    "class_embedding": ("K", "E"),
+}
+
+
+def check_film_mlp(x: Tensor, weights: FilmMLPWeights, labels: Tensor | None) -> None:
+    """Shapes, dtypes and devices of a FiLM-MLP and its input, and the values of labels."""
+    check_dtype("x", x)
+    check(x.ndim == 2, "x", "shape [B, D]", list(x.shape))
+    present = {name: w for name, w in weights._asdict().items() if w is not None}
+    for name, weight in present.items():
+        check_same(f"weights.{name}", weight, x, "x", shape=False)
+        letters = WEIGHT_SHAPES[name]
+        expected = f"shape [{', '.join(letters)}]"
+        check(weight.ndim == len(letters), f"weights.{name}", expected, list(weight.shape))
+    hidden, (embed, time_dim) = weights.w_in.shape[0], weights.w_embed1.shape
+    sizes = {"D": x.shape[1], "H": hidden, "2H": 2 * hidden, "E": embed, "T": time_dim}
+    check(min(sizes.values()) > 0, "weights", "dimensions D, H, E and T of at least 1", sizes)
+    sizes |= {"L": weights.w.shape[0]}
+    if weights.class_embedding is not None:
+        sizes["K"] = weights.class_embedding.shape[0]
+    for name, weight in present.items():
+        letters = WEIGHT_SHAPES[name]
+        shape = tuple(sizes[letter] for letter in letters)
+        check_shape(f"weights.{name}", weight, shape, f"[{', '.join(letters)}]")
+    _check_labels(labels, x, sizes.get("K"))
+
+
+def _check_labels(labels: Tensor | None, x: Tensor, num_classes: int | None) -> None:
+    if labels is None:
+        return
+    check(num_classes is not None, "labels", "None for weights without class_embedding", "a tensor")
+    check_dtype("labels", labels, (torch.int64,))
+    check_shape("labels", labels, x.shape[:1], "[B]")
+    check(labels.device == x.device, "labels", f"a tensor on {x.device}", f"one on {labels.device}")
+    if labels.numel() and values_are_checked(labels):
+        low, high = (int(value) for value in torch.aminmax(labels))
+        check(low >= 0 and high < num_classes, "labels", f"0 to {num_classes - 1}", f"{low} to {high}")
+
+
+def film_mlp(
+    x: Tensor,
+    t: float | Tensor,
+    weights: FilmMLPWeights,
+    *,
+    labels: Tensor | None = None,
+    kind: str = "sinusoidal",
+    convention: str = "dit",
+    max_period: float = 10_000.0,
+    frequencies: Tensor | None = None,
+) -> Tensor:
+    r"""A whole residual FiLM-MLP score network as one operation.
+
+    .. math::
+        e &= \mathrm{silu}(W_{e2} \, \mathrm{silu}(W_{e1} \, \mathrm{time\_embedding}(t))) \\
+        h_0 &= W_\mathrm{in} x + b_\mathrm{in}, \qquad [\gamma_b, \beta_b] = W_{\mathrm{film}, b} \, e \\
+        h_{b+1} &= h_b + \mathrm{silu}((1 + \gamma_b) \odot (W_b h_b + c_b) + \beta_b) \\
+        y &= W_\mathrm{out} h_L + b_\mathrm{out}
+
+    On the CPU weights are packed once a call and the activations of a block of samples stay in cache through
+    all layers. A sample's result has the same bits whatever its place in the batch.
+
+    Arguments:
+        x: inputs [B, D], fp32, fp64, bf16 or fp16; 16-bit floating point is computed in fp32.
+        t: time, one for the batch (a number or a tensor []) or one per sample [B]. Its scaling is the
+            caller's.
+        weights: the network, in the dtype and on the device of ``x``.
+        labels: class of each sample, int64 [B]; their row of ``weights.class_embedding`` is added to
+            :math:`e`.
+        kind, convention, max_period, frequencies: as for :func:`genssl_fast.time_embedding`, whose length
+            is that of ``weights.w_embed1``; ``frequencies`` have no derivatives.
+
+    Returns:
+        Outputs [B, D] in the dtype of ``x``.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or range; the message names it.
+            Values of ``labels`` are checked on the CPU, and on CUDA under ``GENSSL_CHECK=1``.
+
+    References:
+        Perez et al., FiLM: Visual Reasoning with a General Conditioning Layer,
+        https://arxiv.org/abs/1709.07871;
+        Elfwing et al., Sigmoid-Weighted Linear Units, https://arxiv.org/abs/1702.03118
+
+    Example:
+        >>> network = genssl_fast.nn.FilmMLP(2, hidden=32, blocks=2)
+        >>> genssl_fast.film_mlp(torch.randn(5, 2), 0.5, network.weights()).shape
+        torch.Size([5, 2])
+    """
+    check_film_mlp(x, weights, labels)
+    if not isinstance(t, Tensor):
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        t = torch.full((), float(t), dtype=dtype, device=x.device)
+    check_dtype("t", t)
+    check(t.ndim == 0 or t.shape == x.shape[:1], "t", "shape [] or [B]", list(t.shape))
+    check(t.device == x.device, "t", f"a tensor on {x.device}", f"one on {t.device}")
+    time_dim = weights.w_embed1.shape[1]
+    embedding = embedding_frequencies(time_dim, kind, convention, max_period, frequencies, x.device)
+    return _film_mlp(x, t, *embedding, *weights, labels)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from genssl_fast.reference.random import random_values
+from genssl_fast.reference.score import film_mlp
 
-__all__ = ["langevin_step", "sampler_step", "sampler_step_out"]
+__all__ = ["film_mlp_sample", "langevin_step", "sampler_step", "sampler_step_out"]
 
 NORMAL = 1
 
@@ -85,3 +86,26 @@ def langevin_step(
         epsilon = torch.where(at_rest, 0.0, 2.0 * alpha * snr**2 * ratio)
         epsilon = per_sample(epsilon, x)
     return (x + epsilon * score + torch.sqrt(2.0 * epsilon) * noise).to(dtype)
+
+
+def film_mlp_sample(
+    x, frequencies, sin_first, w_in, b_in, w, c, w_film, w_embed1, w_embed2, w_out, b_out,
+    class_embedding, labels, coefficients, num_states, clip, seed, seed_tensor, step, step_tensor,
+    first_sample, noise,
+) -> Tensor:  # fmt: skip
+    """Every row of the table: the network at the row's time, then the row's step."""
+    dtype, x = x.dtype, x.to(compute_dtype(x.dtype))
+    network = (frequencies, sin_first, w_in, b_in, w, c, w_film, w_embed1, w_embed2, w_out, b_out)
+    num_predictions = coefficients.shape[1] - num_states - 6
+    predictions, states = [], []
+    for row, time in enumerate(coefficients[:, -1]):
+        output = film_mlp(x, time, *network, class_embedding, labels)
+        counter = (step + row, None if step_tensor is None else step_tensor + row)
+        x_next, prediction = sampler_step(
+            x, output, predictions, states, None if noise is None else noise[row], coefficients,
+            row, None, num_states, clip, seed, seed_tensor, *counter, first_sample,
+        )  # fmt: skip
+        predictions = [prediction, *predictions][: max(num_predictions - 1, 0)]
+        states = [x, *states][: num_states - 1]
+        x = x_next
+    return x.to(dtype)

@@ -15,6 +15,8 @@
 #include "kernels/common/host_device.h"
 
 #define GENSSL_INLINE inline __attribute__((always_inline))
+// After the parameters of a lambda.
+#define GENSSL_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace genssl::GENSSL_ISA {
 

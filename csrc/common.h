@@ -1,0 +1,91 @@
+// Helpers of the glue between PyTorch's dispatcher and the kernels: checks that name the argument, and
+// arguments that arrive as a number or as a tensor.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "kernels/common/element_type.h"
+
+namespace genssl {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t size : tensor.sizes()) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
+}
+
+inline ElementType element_type(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return ElementType::float32;
+    case ScalarType::Double:
+      return ElementType::float64;
+    case ScalarType::BFloat16:
+      return ElementType::bfloat16;
+    case ScalarType::Half:
+      return ElementType::float16;
+    default:
+      STD_TORCH_CHECK(false, name, ": expected float32, float64, bfloat16 or float16, got ",
+                      torch::headeronly::toString(tensor.scalar_type()));
+  }
+}
+
+inline void check_type(const Tensor& tensor, const char* name, ScalarType expected) {
+  STD_TORCH_CHECK(tensor.scalar_type() == expected, name, ": expected ",
+                  torch::headeronly::toString(expected), ", got ",
+                  torch::headeronly::toString(tensor.scalar_type()));
+}
+
+// Checks the shape and the type of `tensor` against those of `model`, and returns it contiguous.
+inline Tensor contiguous_like(const Tensor& tensor, const Tensor& model, const char* name) {
+  STD_TORCH_CHECK(shape_of(tensor) == shape_of(model), name, ": expected the shape ",
+                  shape_of(model), ", got ", shape_of(tensor));
+  check_type(tensor, name, model.scalar_type());
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline Tensor contiguous_to(const Tensor& tensor, ScalarType type) {
+  return as_contiguous(tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
+}
+
+inline const void* data_of(const OptionalTensor& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
+
+// The first dimension holds the samples; a tensor without dimensions is one sample.
+inline int64_t num_samples(const Tensor& tensor) { return tensor.dim() ? tensor.size(0) : 1; }
+inline int64_t elements_per_sample(const Tensor& tensor) {
+  int64_t elements = 1;
+  for (int64_t i = 1; i < tensor.dim(); ++i) elements *= tensor.size(i);
+  return elements;
+}
+
+// A seed or a step: the tensor, where there is one, wins over the number.
+inline int64_t value_of(int64_t number, const OptionalTensor& tensor, const char* name) {
+  if (!tensor) return number;
+  check_type(*tensor, name, ScalarType::Long);
+  STD_TORCH_CHECK(tensor->numel() == 1, name, ": expected one element, got the shape ",
+                  shape_of(*tensor));
+  return *static_cast<const int64_t*>(tensor->const_data_ptr());
+}
+
+// How many blocks of `block` cover `count`.
+inline int64_t ceil_div(int64_t count, int64_t block) { return (count + block - 1) / block; }
+
+}  // namespace genssl

@@ -1,0 +1,183 @@
+// Runs the FiLM-MLP kernels on the host in their order: packing, conditions, samples. Without PyTorch, so that
+// the dispatcher's operations and the plans of the native module share it; each includes its own parallel.h.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels/integrate/film_mlp_sample.h"
+#include "kernels/score/film_mlp.h"
+
+namespace genssl {
+
+// Uninitialised memory that starts on a cache line, so that no register of weights straddles two.
+template <class T>
+class AlignedBuffer {
+ public:
+  T* reserve(int64_t count) {
+    if (count > capacity_) {
+      memory_.reset(static_cast<T*>(::operator new(count * sizeof(T), kAlignment)));
+      capacity_ = count;
+    }
+    return memory_.get();
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Delete {
+    void operator()(T* memory) const { ::operator delete(memory, kAlignment); }
+  };
+  std::unique_ptr<T, Delete> memory_;
+  int64_t capacity_ = 0;
+};
+
+// Scratch memory of the calling thread, kept for the next call.
+template <class T>
+T* thread_scratch(int64_t count) {
+  thread_local AlignedBuffer<T> buffer;
+  return buffer.reserve(count);
+}
+
+template <class T>
+class FilmMLPRunner {
+ public:
+  // `classes` is the number of rows of network.class_embedding.
+  FilmMLPRunner(const FilmMLPNetwork<T>& network, int64_t classes)
+      : network_(network), classes_(classes), sizes_(GENSSL_DISPATCH(film_mlp_sizes<T>)(network)) {
+    network_.trunk_panels = network_.film_panels = nullptr;
+  }
+
+  // Forgets the packed weights; the next call packs them again.
+  void refresh() { network_.trunk_panels = network_.film_panels = nullptr; }
+
+  // y[batch, dim] = network(x[batch, dim], times), with one shared time or `batch` of them; labels may be
+  // null.
+  void forward(const T* x, const T* times, bool shared_time, const int64_t* labels, int64_t batch,
+               T* y) {
+    if (batch == 0) return;
+    if (shared_time) {
+      share_conditions({times, times + 1}, labels, batch);
+    } else {
+      own_conditions(times, labels, batch);
+    }
+    prepare(batch);
+    const FilmMLPArgs<T> args{network_, conditions_, condition_.data(), x, y};
+    parallel_for(0, batch, kSampleGrain, [&](int64_t begin, int64_t end) {
+      GENSSL_DISPATCH(film_mlp<T>)(args, begin, end, thread_scratch<T>(sizes_.workspace));
+    });
+  }
+
+  // All rows of a table [num_rows, columns] for args.batch samples. The caller fills in what describes the
+  // sampler: num_states, num_predictions, clip, noise, seed, step, first_sample, batch, x and y.
+  void sample(FilmMLPSampleArgs<T> args, const double* table, int64_t num_rows,
+              const int64_t* labels) {
+    const int64_t columns = args.num_states + args.num_predictions + 6;
+    if (args.batch == 0) return;
+    const std::vector<T> coefficients(table, table + num_rows * columns);
+    std::vector<T> times;
+    for (int64_t row = 0; row < num_rows; ++row) times.push_back(coefficients[(row + 1) * columns - 1]);
+    share_conditions(times, labels, args.batch);
+    prepare(args.batch * num_rows);
+    args.network = network_;
+    args.conditions = conditions_;
+    args.conditions_per_row = num_rows ? conditions_.count / num_rows : 0;
+    args.condition = condition_.data();
+    args.coefficients = coefficients.data();
+    args.num_rows = num_rows;
+    const int64_t scratch = GENSSL_DISPATCH(film_mlp_sample_workspace<T>)(args);
+    parallel_for(0, args.batch, kSampleGrain, [&](int64_t begin, int64_t end) {
+      GENSSL_DISPATCH(film_mlp_sample<T>)(args, begin, end, thread_scratch<T>(scratch));
+    });
+  }
+
+ private:
+  static constexpr int64_t kSampleGrain = 4;
+  static constexpr int64_t kConditionGrain = 16;
+  static constexpr int64_t kPanelElements = 16384;   // worth a thread
+  static constexpr int64_t kFewConditions = 96;      // one block of samples
+  static constexpr int64_t kTableElements = 1 << 26;  // 256 MiB of fp32
+
+  void check_label(int64_t label) const {
+    if (label >= 0 && label < classes_) return;
+    throw std::invalid_argument("labels: expected 0 to " + std::to_string(classes_ - 1) + ", got " +
+                                std::to_string(label));
+  }
+
+  // Every time with every label that occurs: [times, labels].
+  void share_conditions(const std::vector<T>& times, const int64_t* labels, int64_t batch) {
+    condition_.assign(batch, 0);
+    times_.clear();
+    labels_.clear();
+    std::vector<int64_t> occurring, position(labels ? classes_ : 0, -1);
+    for (int64_t i = 0; labels && i < batch; ++i) {
+      check_label(labels[i]);
+      if (position[labels[i]] < 0) {
+        position[labels[i]] = static_cast<int64_t>(occurring.size());
+        occurring.push_back(labels[i]);
+      }
+      condition_[i] = position[labels[i]];
+    }
+    for (const T time : times) {
+      times_.insert(times_.end(), labels ? occurring.size() : 1, time);
+      labels_.insert(labels_.end(), occurring.begin(), occurring.end());
+    }
+  }
+
+  // A condition for every sample.
+  void own_conditions(const T* times, const int64_t* labels, int64_t batch) {
+    times_.assign(times, times + batch);
+    labels_.assign(labels, labels ? labels + batch : labels);
+    for (const int64_t label : labels_) check_label(label);
+    condition_.resize(batch);
+    for (int64_t i = 0; i < batch; ++i) condition_[i] = i;
+  }
+
+  // Packs what is not packed yet, and computes embeddings and table for `evaluations` of the network.
+  void prepare(int64_t evaluations) {
+    const int64_t count = static_cast<int64_t>(times_.size());
+    const int64_t table_size = count * sizes_.table_stride;
+    const bool tabulate = (count <= kFewConditions || 2 * count <= evaluations) && table_size <= kTableElements;
+    conditions_ = {times_.data(), labels_.empty() ? nullptr : labels_.data(),
+                   embeddings_.reserve(count * network_.embed), nullptr, count};
+    pack(!tabulate);
+    parallel_for(0, count, kConditionGrain, [&](int64_t begin, int64_t end) {
+      GENSSL_DISPATCH(film_mlp_embed<T>)(network_, conditions_, begin, end, thread_scratch<T>(sizes_.workspace));
+    });
+    if (!tabulate) return;
+    conditions_.table = table_.reserve(table_size);
+    parallel_for(0, sizes_.film_panels, panel_grain(), [&](int64_t begin, int64_t end) {
+      GENSSL_DISPATCH(film_mlp_tabulate<T>)(network_, conditions_, begin, end, thread_scratch<T>(sizes_.workspace));
+    });
+  }
+
+  void pack(bool film) {
+    const int64_t begin = network_.trunk_panels ? sizes_.trunk_panels : 0;
+    const bool packs_film = film && network_.film_panels == nullptr;
+    const int64_t end = sizes_.trunk_panels + (packs_film ? sizes_.film_panels : 0);
+    network_.trunk_panels = trunk_.reserve(sizes_.trunk_size);
+    if (packs_film) network_.film_panels = film_.reserve(sizes_.film_size);
+    parallel_for(begin, end, panel_grain(), [&](int64_t first, int64_t last) {
+      GENSSL_DISPATCH(film_mlp_pack<T>)(network_, first, last);
+    });
+  }
+
+  int64_t panel_grain() const {
+    const int64_t elements = sizes_.trunk_size / std::max<int64_t>(sizes_.trunk_panels, 1);
+    return std::max<int64_t>(1, kPanelElements / std::max<int64_t>(elements, 1));
+  }
+
+  FilmMLPNetwork<T> network_;
+  FilmMLPConditions<T> conditions_;
+  int64_t classes_;
+  FilmMLPSizes sizes_;
+  std::vector<T> times_;
+  std::vector<int64_t> labels_, condition_;
+  AlignedBuffer<T> trunk_, film_, embeddings_, table_;
+};
+
+}  // namespace genssl

@@ -1,0 +1,141 @@
+// exp, log, sincos, sigmoid and silu for every lane of a Vec.
+//
+// float   polynomials: exp, log, sincos within 1.5 ulp, sigmoid and silu within 2.5; sincos reduces its
+//         argument exactly up to 1e5 and beyond that asks libm
+// double  libm, lane by lane.
+// Results are finite wherever the mathematics is, infinities and NaN follow the C library.
+#pragma once
+
+#include "kernels/common/philox.h"
+#include "kernels/common/vec.h"
+
+namespace genssl::GENSSL_ISA {
+
+template <class T>
+struct SineCosine {
+  Vec<T> sine, cosine;
+};
+
+// coefficients[0] x^(count - 1) + ... + coefficients[count - 1].
+template <int count>
+GENSSL_INLINE Vec<float> polynomial(Vec<float> x, const float (&coefficients)[count]) {
+  Vec<float> result(coefficients[0]);
+  for (int i = 1; i < count; ++i) result = fma(result, x, Vec<float>(coefficients[i]));
+  return result;
+}
+
+// a 2^n, rounded once, for integral |n| <= 252.
+GENSSL_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> n) {
+#if defined(__AVX512F__)
+  return Vec<float>(_mm512_scalef_ps(a.value, n.value));
+#else
+  using Integers = Register<float>::Mask;
+  const Integers whole = __builtin_convertvector(n.value, Integers);
+  const Integers half = whole >> 1, rest = whole - half;
+  const auto power = [](Integers e) { return Vec<float>((Vec<float>::Native)((e + 127) << 23)); };
+  return a * power(half) * power(rest);
+#endif
+}
+
+// The bounds lie where the result has become 0 or infinite; between them |n| <= 150.
+GENSSL_INLINE Vec<float> exp(Vec<float> x) {
+  constexpr float kCoefficients[] = {1.38195115e-3f, 8.3686905e-3f, 4.1668281e-2f, 1.66665211e-1f,
+                                     4.9999994e-1f,  1.0f,          1.0f};
+  x = min(max(x, Vec<float>(-104.0f)), Vec<float>(89.0f));
+  const Vec<float> n = round(x * Vec<float>(1.44269504f));
+  Vec<float> remainder = fma(n, Vec<float>(-kLn2High), x);
+  remainder = fma(n, Vec<float>(-kLn2Low), remainder);
+  return scale_by_power_of_two(polynomial(remainder, kCoefficients), n);
+}
+
+// ln x; a subnormal x is first brought into the normal range.
+GENSSL_INLINE Vec<float> log(Vec<float> x) {
+  using Bits = Register<float>::Mask;
+  constexpr float kCoefficients[] = GENSSL_LOG_COEFFICIENTS;
+  const auto subnormal = x < Vec<float>(0x1p-126f);
+  const Vec<float> scaled = select(subnormal, x * Vec<float>(0x1p23f), x);
+  Bits bits = (Bits)scaled.value + (0x3f800000 - 0x3f3504f3);
+  Vec<float> exponent(__builtin_convertvector((bits >> 23) - 127, Vec<float>::Native));
+  exponent = select(subnormal, exponent - Vec<float>(23.0f), exponent);
+  bits = (bits & 0x007fffff) + 0x3f3504f3;
+  const Vec<float> f = Vec<float>((Vec<float>::Native)bits) - Vec<float>(1.0f), square = f * f;
+  Vec<float> tail = f * square * polynomial(f, kCoefficients);
+  tail = fma(exponent, Vec<float>(kLn2Low), tail);
+  tail = fma(Vec<float>(-0.5f), square, tail);
+  const Vec<float> finite = fma(exponent, Vec<float>(kLn2High), f + tail);
+  const Vec<float> infinity(__builtin_inff());
+  const Vec<float> at_zero = select(x == Vec<float>(0.0f), -infinity, Vec<float>(__builtin_nanf("")));
+  return select(x > Vec<float>(0.0f), select(x < infinity, finite, x), at_zero);
+}
+
+// pi/2 in three parts: with a fused multiply-add the first subtraction is exact.
+GENSSL_INLINE Vec<float> remainder_of_half_pi(Vec<float> x, Vec<float> quarter_turns) {
+#if defined(__FMA__)
+  Vec<float> remainder = fma(quarter_turns, Vec<float>(-1.57079637f), x);
+  remainder = fma(quarter_turns, Vec<float>(4.37113883e-8f), remainder);
+  return fma(quarter_turns, Vec<float>(1.71512451e-15f), remainder);
+#else
+  for (int lane = 0; lane < Vec<float>::size; ++lane) {
+    x.value[lane] = float(double(x[lane]) - double(quarter_turns[lane]) * 0x1.921fb544p+0 -
+                          double(quarter_turns[lane]) * 0x1.0b4611a626331p-34);
+  }
+  return x;
+#endif
+}
+
+template <class T>
+GENSSL_INLINE SineCosine<T> sincos_by_lane(Vec<T> x) {
+  SineCosine<T> result{x, x};
+  for (int lane = 0; lane < Vec<T>::size; ++lane) {
+    result.sine.value[lane] = T(::sin(double(x[lane])));
+    result.cosine.value[lane] = T(::cos(double(x[lane])));
+  }
+  return result;
+}
+
+// The sine and cosine of an angle that is `quadrant` quarter turns further.
+GENSSL_INLINE SineCosine<float> rotate_by_quadrant(SineCosine<float> angle,
+                                                   Register<float>::Mask quadrant) {
+  using Integers = Register<float>::Mask;
+  const auto flip_sign = [](Vec<float> a, Integers sign_bit) {
+    return Vec<float>((Vec<float>::Native)((Integers)a.value ^ (sign_bit & INT32_MIN)));
+  };
+  const auto odd = (quadrant & 1) != 0;
+  return {flip_sign(select(odd, angle.cosine, angle.sine), quadrant << 30),
+          flip_sign(select(odd, angle.sine, angle.cosine), (quadrant + 1) << 30)};
+}
+
+GENSSL_INLINE SineCosine<float> sincos(Vec<float> x) {
+  constexpr float kSine[] = {2.83253939e-6f, -1.98530659e-4f, 8.3333794e-3f, -1.66666672e-1f};
+  constexpr float kCosine[] = {2.44323273e-5f, -1.38873095e-3f, 4.16666456e-2f, -0.5f, 1.0f};
+  if (!all(abs(x) <= Vec<float>(1e5f))) return sincos_by_lane(x);
+  const Vec<float> quarter_turns = round(x * Vec<float>(0.636619772f));
+  const Vec<float> f = remainder_of_half_pi(x, quarter_turns), square = f * f;
+  const Vec<float> s = fma(f * square, polynomial(square, kSine), f);
+  const Vec<float> c = polynomial(square, kCosine);
+  return rotate_by_quadrant({s, c}, __builtin_convertvector(quarter_turns.value, Register<float>::Mask));
+}
+
+GENSSL_INLINE Vec<double> exp(Vec<double> x) {
+  for (int lane = 0; lane < Vec<double>::size; ++lane) x.value[lane] = ::exp(x[lane]);
+  return x;
+}
+
+GENSSL_INLINE Vec<double> log(Vec<double> x) {
+  for (int lane = 0; lane < Vec<double>::size; ++lane) x.value[lane] = ::log(x[lane]);
+  return x;
+}
+
+GENSSL_INLINE SineCosine<double> sincos(Vec<double> x) { return sincos_by_lane(x); }
+
+// 1 / (1 + e^-x) and x / (1 + e^-x). Where e^-x overflows the quotient is 0, its limit to within 2^-127.
+template <class T>
+GENSSL_INLINE Vec<T> sigmoid(Vec<T> x) {
+  return Vec<T>(T(1)) / (Vec<T>(T(1)) + exp(-x));
+}
+template <class T>
+GENSSL_INLINE Vec<T> silu(Vec<T> x) {
+  return x / (Vec<T>(T(1)) + exp(-x));
+}
+
+}  // namespace genssl::GENSSL_ISA

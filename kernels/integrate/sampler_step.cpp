@@ -1,0 +1,147 @@
+#include "kernels/integrate/sampler_step.h"
+
+#include "kernels/common/element.h"
+#include "kernels/common/philox_vec.h"
+
+namespace genssl::GENSSL_ISA {
+namespace {
+
+// Elements of one sample within a tile, and the coefficients that they share.
+template <class Element>
+struct Segment {
+  using Number = typename ComputeType<Element>::type;
+
+  int64_t begin, end;
+  Number a[kMaxHistory], b[kMaxHistory], e, c, d0, d1, clip;
+};
+
+const double* coefficients_of(const SamplerStepArgs& args, int64_t sample) {
+  const int64_t row = args.rows ? args.rows[sample] : args.row;
+  return args.coefficients + row * (args.num_states + args.num_predictions + 6);
+}
+
+template <class Element>
+void read_coefficients(const SamplerStepArgs& args, int64_t sample, Segment<Element>& segment) {
+  using Number = typename ComputeType<Element>::type;
+  const double* a = coefficients_of(args, sample);
+  const double* b = a + args.num_states;
+  const double* rest = b + args.num_predictions;
+  for (int j = 0; j < args.num_states; ++j) segment.a[j] = Number(a[j]);
+  for (int j = 0; j < args.num_predictions; ++j) segment.b[j] = Number(b[j]);
+  if (args.num_predictions == 0) segment.b[0] = 0;
+  segment.e = Number(rest[0]);
+  segment.c = Number(rest[1]);
+  segment.d0 = Number(rest[2]);
+  segment.d1 = Number(rest[3]);
+  segment.clip = Number(args.clip == args.clip ? args.clip : rest[4]);
+}
+
+// What adds c noise to x'.
+struct NoNoise {
+  template <class Number, class Access>
+  GENSSL_INLINE Number add(Number, const Access&, Number next) const {
+    return next;
+  }
+};
+struct GivenNoise {
+  const void* noise;
+
+  template <class Number, class Access>
+  GENSSL_INLINE Number add(Number c, const Access& lanes, Number next) const {
+    return fma(c, lanes.read(noise), next);
+  }
+};
+struct DrawnNoise {
+  const float* tile;  // readable up to a register past its end
+  int64_t tile_begin;
+
+  template <class Number, class Access>
+  GENSSL_INLINE Number add(Number c, const Access& lanes, Number next) const {
+    Number noise;
+    load_floats(tile + (lanes.index - tile_begin), noise);
+    return fma(c, noise, next);
+  }
+};
+
+template <class Element, class Noise>
+void step_segment(const SamplerStepArgs& args, const Segment<Element>& segment, Noise noise) {
+  using Number = Lanes<Element>;
+  const Number clip(segment.clip);
+  for_each_register<Element>(segment.begin, segment.end, [&](auto lanes) GENSSL_INLINE_LAMBDA {
+    const Number x = lanes.read(args.x), output = lanes.read(args.output);
+    Number prediction = fma(Number(segment.d1), output, Number(segment.d0) * x);
+    prediction = min(max(prediction, -clip), clip);
+    Number next = Number(segment.a[0]) * x;
+    for (int j = 0; j < args.num_old_states; ++j) {
+      next = fma(Number(segment.a[j + 1]), lanes.read(args.old_states[j]), next);
+    }
+    next = fma(Number(segment.b[0]), prediction, next);
+    for (int j = 0; j < args.num_old_predictions; ++j) {
+      next = fma(Number(segment.b[j + 1]), lanes.read(args.old_predictions[j]), next);
+    }
+    next = fma(Number(segment.e), output, next);
+    lanes.write(args.prediction, prediction);
+    lanes.write(args.next, noise.add(Number(segment.c), lanes, next));
+  });
+}
+
+bool draws_noise(const SamplerStepArgs& args, int64_t first_sample, int64_t last_sample) {
+  const int column = args.num_states + args.num_predictions + 1;
+  if (args.noise) return false;
+  for (int64_t sample = first_sample; sample <= last_sample; ++sample) {
+    if (coefficients_of(args, sample)[column] != 0) return true;
+    if (!args.rows) return false;
+  }
+  return false;
+}
+
+template <class Element>
+void step_tile(const SamplerStepArgs& args, int64_t begin, int64_t end) {
+  const int64_t elements = args.elements_per_sample;
+  const int64_t first = begin / elements, last = (end - 1) / elements;
+  float numbers[kSamplerTile + Vec<float>::size];
+  const bool drawn = draws_noise(args, first, last);
+  if (drawn) {
+    fill<Normal>(args.seed, args.step, args.first_sample, elements, begin, end, numbers);
+  }
+  Segment<Element> segment;
+  segment.begin = begin;
+  for (int64_t sample = first; segment.begin < end; ++sample, segment.begin = segment.end) {
+    const int64_t sample_end = (sample + 1) * elements;
+    segment.end = args.rows && sample_end < end ? sample_end : end;
+    read_coefficients(args, sample, segment);
+    if (args.noise) {
+      step_segment(args, segment, GivenNoise{args.noise});
+    } else if (drawn && segment.c != 0) {
+      step_segment(args, segment, DrawnNoise{numbers, begin});
+    } else {
+      step_segment(args, segment, NoNoise{});
+    }
+  }
+}
+
+template <class Element>
+void step_tiles(const SamplerStepArgs& args, int64_t begin, int64_t end) {
+  const int64_t total = args.samples * args.elements_per_sample;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const int64_t first = tile * kSamplerTile, next = first + kSamplerTile;
+    step_tile<Element>(args, first, next < total ? next : total);
+  }
+}
+
+}  // namespace
+
+void sampler_step(const SamplerStepArgs& args, int64_t begin, int64_t end) {
+  switch (args.type) {
+    case ElementType::float32:
+      return step_tiles<float>(args, begin, end);
+    case ElementType::float64:
+      return step_tiles<double>(args, begin, end);
+    case ElementType::bfloat16:
+      return step_tiles<BFloat16>(args, begin, end);
+    case ElementType::float16:
+      return step_tiles<Float16>(args, begin, end);
+  }
+}
+
+}  // namespace genssl::GENSSL_ISA

@@ -1,0 +1,30 @@
+// Random numbers of the Philox contract (kernels/common/philox.h) for an array [samples, elements per sample].
+#pragma once
+
+#include <stdint.h>
+
+#include "kernels/common/element_type.h"
+#include "kernels/common/isa.h"
+
+namespace genssl {
+
+enum class Distribution { uniform, normal, rademacher };
+
+struct RandomArgs {
+  void* target;  // contiguous
+  ElementType type;
+  Distribution distribution;
+  int64_t elements_per_sample;
+  uint64_t seed;
+  uint32_t step;
+  uint64_t first_sample;
+};
+
+}  // namespace genssl
+
+// Elements [begin, end) of the flattened array.
+GENSSL_DECLARE_KERNEL(void, random, (const RandomArgs& args, int64_t begin, int64_t end))
+// The same numbers as floats; element `begin` goes to target[0].
+GENSSL_DECLARE_KERNEL(void, fill_normal,
+                      (uint64_t seed, uint32_t step, uint64_t first_sample,
+                       int64_t elements_per_sample, int64_t begin, int64_t end, float* target))
