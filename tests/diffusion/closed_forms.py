@@ -7,6 +7,7 @@ from torch import Tensor
 
 from genssl_fast import CoefficientTable, sampler_step
 from genssl_fast.diffusion import GaussianProcess, convert
+from genssl_fast.diffusion.processes import per_sample
 
 
 class GaussianData:
@@ -21,7 +22,7 @@ class GaussianData:
         return alpha * self.mean, ((alpha * self.std).square() + sigma.square()).sqrt()
 
     def predict(self, x: Tensor, t: Tensor, parameterization: str = "noise") -> Tensor:
-        mean, std = self.marginal(t)
+        mean, std = (per_sample(values, x) for values in self.marginal(t))
         score = -(x - mean) / std.square()
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         return convert(score, x, alpha, sigma, source="score", to=parameterization)

@@ -1,10 +1,11 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from torch.distributions import Normal
 
-from genssl_fast.diffusion import DDPMSchedule, SubVPSDE, VESDE, VPSDE
+from genssl_fast.diffusion import VESDE, VPSDE, DDPMSchedule, SubVPSDE
 
 CONTINUOUS = [VPSDE(), SubVPSDE(), VESDE(), VPSDE(beta_min=0.5, beta_max=0.5)]
 PROCESSES = [*CONTINUOUS, DDPMSchedule(), DDPMSchedule("cosine")]
@@ -63,7 +64,7 @@ def test_the_marginal_is_what_the_sde_makes_of_data():
     process, generator = SubVPSDE(), torch.Generator().manual_seed(0)
     x = torch.full((20000, 1), 1.5, dtype=torch.float64)
     times = torch.linspace(0, 0.5, 501, dtype=torch.float64)
-    for t, end in zip(times[:-1], times[1:]):
+    for t, end in pairwise(times):
         drift, diffusion = process.sde(x, t)
         noise = torch.randn(x.shape, dtype=x.dtype, generator=generator)
         x = x + drift * (end - t) + diffusion * (end - t).sqrt() * noise
