@@ -17,7 +17,7 @@ build: $(STAMP)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 
 test: setup
-	$(RUN) -m pytest -q -m "not gpu and not exhaustive" --durations=15
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist worksteal -m "not gpu and not exhaustive" --durations=15
 
 test-all: setup
 	$(RUN) -m pytest -q -m "not gpu" --durations=30

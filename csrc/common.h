@@ -1,5 +1,5 @@
-// Helpers of the glue between PyTorch's dispatcher and the kernels: checks that name the argument, and
-// arguments that arrive as a number or as a tensor.
+// Helpers of the glue between PyTorch's dispatcher and the kernels: checks that name the argument,
+// and arguments that arrive as a number or as a tensor.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -8,9 +8,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "kernels/common/element_type.h"
 
@@ -46,6 +48,15 @@ inline void check_type(const Tensor& tensor, const char* name, ScalarType expect
   STD_TORCH_CHECK(tensor.scalar_type() == expected, name, ": expected ",
                   torch::headeronly::toString(expected), ", got ",
                   torch::headeronly::toString(tensor.scalar_type()));
+}
+
+inline void check_shape(const Tensor& tensor, const char* name,
+                        const std::vector<int64_t>& expected) {
+  const auto sizes = tensor.sizes();
+  if (std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) return;
+  std::string text;
+  for (int64_t size : expected) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  STD_TORCH_CHECK(false, name, ": expected the shape [", text, "], got ", shape_of(tensor));
 }
 
 // Checks the shape and the type of `tensor` against those of `model`, and returns it contiguous.

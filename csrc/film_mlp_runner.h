@@ -1,5 +1,6 @@
-// Runs the FiLM-MLP kernels on the host in their order: packing, conditions, samples. Without PyTorch, so that
-// the dispatcher's operations and the plans of the native module share it; each includes its own parallel.h.
+// Runs the FiLM-MLP kernels on the host in their order: packing, conditions, samples. Without
+// PyTorch, so that the dispatcher's operations and the plans of the native module share it; each
+// includes its own parallel.h.
 #pragma once
 
 #include <algorithm>
@@ -55,8 +56,8 @@ class FilmMLPRunner {
   // Forgets the packed weights; the next call packs them again.
   void refresh() { network_.trunk_panels = network_.film_panels = nullptr; }
 
-  // y[batch, dim] = network(x[batch, dim], times), with one shared time or `batch` of them; labels may be
-  // null.
+  // y[batch, dim] = network(x[batch, dim], times), with one shared time or `batch` of them; labels
+  // may be null.
   void forward(const T* x, const T* times, bool shared_time, const int64_t* labels, int64_t batch,
                T* y) {
     if (batch == 0) return;
@@ -67,20 +68,22 @@ class FilmMLPRunner {
     }
     prepare(batch);
     const FilmMLPArgs<T> args{network_, conditions_, condition_.data(), x, y};
-    parallel_for(0, batch, kSampleGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, batch, sample_grain(1), [&](int64_t begin, int64_t end) {
       GENSSL_DISPATCH(film_mlp<T>)(args, begin, end, thread_scratch<T>(sizes_.workspace));
     });
   }
 
-  // All rows of a table [num_rows, columns] for args.batch samples. The caller fills in what describes the
-  // sampler: num_states, num_predictions, clip, noise, seed, step, first_sample, batch, x and y.
+  // All rows of a table [num_rows, columns] for args.batch samples. The caller fills in what
+  // describes the sampler: num_states, num_predictions, clip, noise, seed, step, first_sample,
+  // batch, x and y.
   void sample(FilmMLPSampleArgs<T> args, const double* table, int64_t num_rows,
               const int64_t* labels) {
     const int64_t columns = args.num_states + args.num_predictions + 6;
     if (args.batch == 0) return;
     const std::vector<T> coefficients(table, table + num_rows * columns);
     std::vector<T> times;
-    for (int64_t row = 0; row < num_rows; ++row) times.push_back(coefficients[(row + 1) * columns - 1]);
+    for (int64_t row = 0; row < num_rows; ++row)
+      times.push_back(coefficients[(row + 1) * columns - 1]);
     share_conditions(times, labels, args.batch);
     prepare(args.batch * num_rows);
     args.network = network_;
@@ -90,16 +93,17 @@ class FilmMLPRunner {
     args.coefficients = coefficients.data();
     args.num_rows = num_rows;
     const int64_t scratch = GENSSL_DISPATCH(film_mlp_sample_workspace<T>)(args);
-    parallel_for(0, args.batch, kSampleGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, args.batch, sample_grain(num_rows), [&](int64_t begin, int64_t end) {
       GENSSL_DISPATCH(film_mlp_sample<T>)(args, begin, end, thread_scratch<T>(scratch));
     });
   }
 
  private:
-  static constexpr int64_t kSampleGrain = 4;
-  static constexpr int64_t kConditionGrain = 16;
-  static constexpr int64_t kPanelElements = 16384;   // worth a thread
-  static constexpr int64_t kFewConditions = 96;      // one block of samples
+  // What is worth a thread: about 20 microseconds.
+  static constexpr int64_t kGrainMultiplications = 1 << 20;
+  static constexpr int64_t kGrainElements = 1 << 16;
+  static constexpr int64_t kGrainSamples = 4;
+  static constexpr int64_t kFewConditions = 96;       // one block of samples
   static constexpr int64_t kTableElements = 1 << 26;  // 256 MiB of fp32
 
   void check_label(int64_t label) const {
@@ -137,22 +141,30 @@ class FilmMLPRunner {
     for (int64_t i = 0; i < batch; ++i) condition_[i] = i;
   }
 
-  // Packs what is not packed yet, and computes embeddings and table for `evaluations` of the network.
+  // Packs what is not packed yet, and computes embeddings and table for `evaluations` of the
+  // network.
   void prepare(int64_t evaluations) {
     const int64_t count = static_cast<int64_t>(times_.size());
     const int64_t table_size = count * sizes_.table_stride;
-    const bool tabulate = (count <= kFewConditions || 2 * count <= evaluations) && table_size <= kTableElements;
+    const bool tabulate =
+        (count <= kFewConditions || 2 * count <= evaluations) && table_size <= kTableElements;
     conditions_ = {times_.data(), labels_.empty() ? nullptr : labels_.data(),
                    embeddings_.reserve(count * network_.embed), nullptr, count};
     pack(!tabulate);
-    parallel_for(0, count, kConditionGrain, [&](int64_t begin, int64_t end) {
-      GENSSL_DISPATCH(film_mlp_embed<T>)(network_, conditions_, begin, end, thread_scratch<T>(sizes_.workspace));
-    });
+    const int64_t embed_work = network_.embed * (network_.embed + network_.time_dim);
+    parallel_for(0, count, grain(kGrainMultiplications, embed_work),
+                 [&](int64_t begin, int64_t end) {
+                   GENSSL_DISPATCH(film_mlp_embed<T>)(network_, conditions_, begin, end,
+                                                      thread_scratch<T>(sizes_.workspace));
+                 });
     if (!tabulate) return;
     conditions_.table = table_.reserve(table_size);
-    parallel_for(0, sizes_.film_panels, panel_grain(), [&](int64_t begin, int64_t end) {
-      GENSSL_DISPATCH(film_mlp_tabulate<T>)(network_, conditions_, begin, end, thread_scratch<T>(sizes_.workspace));
-    });
+    const int64_t panel_work = sizes_.film_size / std::max<int64_t>(sizes_.film_panels, 1);
+    parallel_for(0, sizes_.film_panels, grain(kGrainElements, panel_work),
+                 [&](int64_t begin, int64_t end) {
+                   GENSSL_DISPATCH(film_mlp_tabulate<T>)(network_, conditions_, begin, end,
+                                                         thread_scratch<T>(sizes_.workspace));
+                 });
   }
 
   void pack(bool film) {
@@ -161,14 +173,22 @@ class FilmMLPRunner {
     const int64_t end = sizes_.trunk_panels + (packs_film ? sizes_.film_panels : 0);
     network_.trunk_panels = trunk_.reserve(sizes_.trunk_size);
     if (packs_film) network_.film_panels = film_.reserve(sizes_.film_size);
-    parallel_for(begin, end, panel_grain(), [&](int64_t first, int64_t last) {
+    const int64_t panel_work = sizes_.trunk_size / sizes_.trunk_panels;
+    parallel_for(begin, end, grain(kGrainElements, panel_work), [&](int64_t first, int64_t last) {
       GENSSL_DISPATCH(film_mlp_pack<T>)(network_, first, last);
     });
   }
 
-  int64_t panel_grain() const {
-    const int64_t elements = sizes_.trunk_size / std::max<int64_t>(sizes_.trunk_panels, 1);
-    return std::max<int64_t>(1, kPanelElements / std::max<int64_t>(elements, 1));
+  // How many items of so much work each are worth a thread.
+  static int64_t grain(int64_t worth, int64_t work) {
+    return std::max<int64_t>(1, worth / std::max<int64_t>(work, 1));
+  }
+
+  // sizes_.trunk_size counts the multiplications of one sample, sizes_.film_size those of its
+  // condition.
+  int64_t sample_grain(int64_t rows) const {
+    const int64_t work = rows * (sizes_.trunk_size + (conditions_.table ? 0 : sizes_.film_size));
+    return std::max(kGrainSamples, grain(kGrainMultiplications, work));
   }
 
   FilmMLPNetwork<T> network_;

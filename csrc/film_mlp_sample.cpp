@@ -1,8 +1,7 @@
 #include "csrc/common.h"
 #include "csrc/film_mlp_inputs.h"
-#include "csrc/parallel.h"
-
 #include "csrc/film_mlp_runner.h"
+#include "csrc/parallel.h"
 
 namespace genssl {
 namespace {
@@ -41,18 +40,20 @@ Tensor film_mlp_sample(Tensor x, Tensor frequencies, bool sin_first, Tensor w_in
                        OptionalTensor labels, Tensor coefficients, int64_t num_states, double clip,
                        int64_t seed, OptionalTensor seed_tensor, int64_t step,
                        OptionalTensor step_tensor, int64_t first_sample, OptionalTensor noise) {
-  FilmMLPInputs inputs{x,      frequencies, sin_first, w_in,  b_in,  w,               c,
-                       w_film, w_embed1,    w_embed2,  w_out, b_out, class_embedding, labels};
-  inputs.prepare();
+  FilmMLPInputs inputs{x,     frequencies, sin_first,       w_in,     b_in,
+                       w,     c,           w_film,          w_embed1, w_embed2,
+                       w_out, b_out,       class_embedding, labels};
+  inputs.prepare(inputs.compute_type());
   check_type(coefficients, "coefficients", ScalarType::Double);
-  STD_TORCH_CHECK(coefficients.dim() == 2 && num_states >= 1 && num_states + 6 <= coefficients.size(1),
-                  "coefficients: expected [N, S + M + 6] with S = ", num_states, ", got ",
-                  shape_of(coefficients));
+  STD_TORCH_CHECK(
+      coefficients.dim() == 2 && num_states >= 1 && num_states + 6 <= coefficients.size(1),
+      "coefficients: expected [N, S + M + 6] with S = ", num_states, ", got ",
+      shape_of(coefficients));
   if (noise) {
     STD_TORCH_CHECK(noise->dim() == 3 && noise->size(0) == coefficients.size(0) &&
                         noise->size(1) == x.size(0) && noise->size(2) == x.size(1),
-                    "noise: expected the shape [", coefficients.size(0), ", ", x.size(0), ", ", x.size(1),
-                    "], got ", shape_of(*noise));
+                    "noise: expected the shape [", coefficients.size(0), ", ", x.size(0), ", ",
+                    x.size(1), "], got ", shape_of(*noise));
     noise = contiguous_to(*noise, inputs.compute_type());
   }
   const Sampler sampler{

@@ -1,11 +1,19 @@
 """Errors for bad arguments: the argument's name, what was expected, what came."""
 
+import os
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-__all__ = ["check", "check_choice", "check_dtype", "check_same", "check_shape"]
+__all__ = [
+    "check",
+    "check_choice",
+    "check_dtype",
+    "check_same",
+    "check_shape",
+    "values_are_checked",
+]
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -20,7 +28,9 @@ def check_choice(argument: str, value, choices: Iterable) -> None:
     """The value must be one of the choices."""
     choices = list(choices)
     if value not in choices:
-        raise ValueError(f"{argument}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(
+            f"{argument}: expected one of {', '.join(map(repr, choices))}, got {value!r}"
+        )
 
 
 def check_dtype(argument: str, tensor: Tensor, dtypes: Iterable[torch.dtype] = FLOATING) -> None:
@@ -36,10 +46,14 @@ def check_dtype(argument: str, tensor: Tensor, dtypes: Iterable[torch.dtype] = F
 def check_shape(argument: str, tensor: Tensor, shape: tuple, meaning: str) -> None:
     """The tensor must have this shape; ``meaning`` says it in words, such as ``[B, D]``."""
     if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{argument}: expected shape {meaning} = {list(shape)}, got {list(tensor.shape)}")
+        raise ValueError(
+            f"{argument}: expected shape {meaning} = {list(shape)}, got {list(tensor.shape)}"
+        )
 
 
-def check_same(argument: str, tensor: Tensor, other: Tensor, other_name: str, *, shape: bool = True) -> None:
+def check_same(
+    argument: str, tensor: Tensor, other: Tensor, other_name: str, *, shape: bool = True
+) -> None:
     """Same shape (unless told otherwise), dtype and device as another argument."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{argument}: expected a tensor, got {type(tensor).__name__}")
@@ -48,6 +62,17 @@ def check_same(argument: str, tensor: Tensor, other: Tensor, other_name: str, *,
             f"{argument}: expected the shape of {other_name}, {list(other.shape)}, got {list(tensor.shape)}"
         )
     if tensor.dtype != other.dtype:
-        raise TypeError(f"{argument}: expected the dtype of {other_name}, {other.dtype}, got {tensor.dtype}")
+        raise TypeError(
+            f"{argument}: expected the dtype of {other_name}, {other.dtype}, got {tensor.dtype}"
+        )
     if tensor.device != other.device:
-        raise ValueError(f"{argument}: expected the device of {other_name}, {other.device}, got {tensor.device}")
+        raise ValueError(
+            f"{argument}: expected the device of {other_name}, {other.device}, got {tensor.device}"
+        )
+
+
+def values_are_checked(tensor: Tensor) -> bool:
+    """Reading values of a CUDA tensor would synchronise, and a traced or transformed one has none."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return tensor.device.type == "cpu" or os.environ.get("GENSSL_CHECK") == "1"

@@ -1,1 +1,1 @@
-"""Kernels of every operation: C++, CUDA C++ and Triton side by side. Nothing here includes PyTorch headers."""
+"""Kernels of every operation: C++, CUDA C++ and Triton side by side, free of PyTorch headers."""

@@ -2,8 +2,6 @@
 
 #include <dlfcn.h>
 
-#include <array>
-
 #include "kernels/score/film_mlp_cuda.h"
 
 namespace genssl::cuda {
@@ -28,27 +26,6 @@ void* current_stream(int32_t device_index) {
   return stream;
 }
 
-ElementType element_type(const Tensor& tensor, const char* name) {
-  using torch::headeronly::ScalarType;
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return ElementType::float32;
-    case ScalarType::Double:
-      return ElementType::float64;
-    case ScalarType::BFloat16:
-      return ElementType::bfloat16;
-    case ScalarType::Half:
-      return ElementType::float16;
-    default:
-      STD_TORCH_CHECK(false, name, ": expected dtype float32, float64, bfloat16, float16");
-  }
-}
-
-Tensor scratch(const Tensor& like, size_t bytes) {
-  const std::array<int64_t, 1> size{static_cast<int64_t>(bytes)};
-  return torch::stable::new_empty(like, size, torch::headeronly::ScalarType::Byte);
-}
-
 void check_launch(int error, const char* operation) {
   STD_TORCH_CHECK(error == 0, operation, ": ", error_text(error));
 }
@@ -56,7 +33,7 @@ void check_launch(int error, const char* operation) {
 Tensor on_device_of(const Tensor& x, const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), name,
                   ": expected a tensor on the device of x, cuda:", x.get_device_index());
-  return torch::stable::contiguous(tensor);
+  return as_contiguous(tensor);
 }
 
 }  // namespace genssl::cuda

@@ -1,41 +1,37 @@
-#include <torch/csrc/stable/library.h>
-
-#include "csrc/cuda/film_mlp_inputs.h"
+#include "csrc/cuda/film_mlp_tensors.h"
 
 namespace genssl::cuda {
 namespace {
 
 Tensor film_mlp(Tensor x, Tensor t, Tensor frequencies, bool sin_first, Tensor w_in, Tensor b_in,
                 Tensor w, Tensor c, Tensor w_film, Tensor w_embed1, Tensor w_embed2, Tensor w_out,
-                Tensor b_out, std::optional<Tensor> class_embedding, std::optional<Tensor> labels) {
-  FilmMLPInputs inputs{x,      frequencies, w_in,     b_in,  w,     c,
-                       w_film, w_embed1,    w_embed2, w_out, b_out, class_embedding,
-                       labels};
+                Tensor b_out, OptionalTensor class_embedding, OptionalTensor labels) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  inputs.prepare();
-  const int64_t batch = inputs.x.size(0);
-  STD_TORCH_CHECK(t.dim() == 0 || (t.dim() == 1 && t.size(0) == batch),
-                  "t: expected one time, or one for each of the ", batch, " samples, got ",
-                  t.numel());
-  t = on_device_of(inputs.x, t, "t");
-  Tensor output = torch::stable::new_empty(inputs.x, inputs.x.sizes());
-  if (output.numel() == 0) return output;
-  const FilmMLPArgs args{inputs.tensors(sin_first),
-                         batch,
-                         {pointer(t), element_type(t, "t")},
+  FilmMLPInputs inputs{x,     frequencies, sin_first,       w_in,     b_in,
+                       w,     c,           w_film,          w_embed1, w_embed2,
+                       w_out, b_out,       class_embedding, labels};
+  inputs.prepare(x.scalar_type());
+  STD_TORCH_CHECK(t.dim() == 0 || (t.dim() == 1 && t.size(0) == x.size(0)),
+                  "t: expected the shape [] or [", x.size(0), "], got ", shape_of(t));
+  t = on_device_of(x, t, "t");
+  Tensor y = torch::stable::new_empty(inputs.x, inputs.x.sizes());
+  if (y.numel() == 0) return y;
+  const FilmMLPArgs args{film_mlp_tensors(inputs),
+                         x.size(0),
+                         {t.const_data_ptr(), element_type(t, "t")},
                          t.dim() == 1,
-                         output.mutable_data_ptr()};
+                         y.mutable_data_ptr()};
   size_t bytes = 0;
   check_launch(film_mlp_workspace(args, &bytes), "film_mlp");
-  const Tensor workspace = scratch(inputs.x, bytes);
+  const Tensor workspace = scratch(x, bytes);
   void* stream = current_stream(x.get_device_index());
   check_launch(launch_film_mlp(args, workspace.mutable_data_ptr(), stream), "film_mlp");
-  return output;
+  return y;
 }
 
 }  // namespace
 }  // namespace genssl::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(genssl_fast, CUDA, library) {
-  library.impl("_film_mlp", TORCH_BOX(&genssl::cuda::film_mlp));
+STABLE_TORCH_LIBRARY_IMPL(genssl_fast, CUDA, m) {
+  m.impl("_film_mlp", TORCH_BOX(&genssl::cuda::film_mlp));
 }

@@ -16,8 +16,10 @@ namespace {
 
 constexpr int64_t kStreamGrain = 32768;
 
-void run_stream(const std::vector<uintptr_t>& reads, const std::vector<uintptr_t>& writes, int64_t count) {
-  if (reads.size() > kMaxStreamReads) throw std::invalid_argument("reads: expected at most 4 addresses");
+void run_stream(const std::vector<uintptr_t>& reads, const std::vector<uintptr_t>& writes,
+                int64_t count) {
+  if (reads.size() > kMaxStreamReads)
+    throw std::invalid_argument("reads: expected at most 4 addresses");
   if (writes.empty() || writes.size() > kMaxStreamWrites) {
     throw std::invalid_argument("writes: expected 1 or 2 addresses");
   }
@@ -29,10 +31,12 @@ void run_stream(const std::vector<uintptr_t>& reads, const std::vector<uintptr_t
   std::transform(writes.begin(), writes.end(), args.writes,
                  [](uintptr_t address) { return reinterpret_cast<float*>(address); });
   auto* kernel = GENSSL_DISPATCH(stream);
-  parallel_for(0, count, kStreamGrain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  parallel_for(0, count, kStreamGrain,
+               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-// The micro-kernel on 4 tiles of rows (first level cache) and 4 panels (second level) of a given depth.
+// The micro-kernel on 4 tiles of rows (first level cache) and 4 panels (second level) of a given
+// depth.
 class TileRate {
  public:
   explicit TileRate(int64_t depth) : depth_(depth) {
@@ -67,10 +71,12 @@ class TileRate {
 
 void bind_ceilings(pybind11::module_& module) {
   namespace py = pybind11;
-  module.def("stream", &run_stream, py::arg("reads"), py::arg("writes"), py::arg("count"),
-             py::call_guard<py::gil_scoped_release>(),
-             "Writes the sum of up to 4 fp32 streams of `count` elements, given by address, to 1 or 2.");
-  py::class_<TileRate>(module, "TileRate", "The matrix micro-kernel on operands that stay in the caches.")
+  module.def(
+      "stream", &run_stream, py::arg("reads"), py::arg("writes"), py::arg("count"),
+      py::call_guard<py::gil_scoped_release>(),
+      "Writes the sum of up to 4 fp32 streams of `count` elements, given by address, to 1 or 2.");
+  py::class_<TileRate>(module, "TileRate",
+                       "The matrix micro-kernel on operands that stay in the caches.")
       .def(py::init<int64_t>(), py::arg("depth"))
       .def_property_readonly("flops", &TileRate::flops, "Floating-point operations of one item.")
       .def("run", &TileRate::run, py::arg("items"), py::call_guard<py::gil_scoped_release>());

@@ -8,16 +8,16 @@
 #include <mutex>
 #include <stdexcept>
 
-#include "csrc/native/parallel.h"
-
 #include "csrc/film_mlp_runner.h"
+#include "csrc/native/parallel.h"
 
 namespace genssl {
 namespace {
 
 // dim, hidden, blocks, embed, time_dim, classes.
 using Widths = std::array<int64_t, 6>;
-// w_in, b_in, w, c, w_film, w_embed1, w_embed2, w_out, b_out, class_embedding (0 for none), frequencies.
+// w_in, b_in, w, c, w_film, w_embed1, w_embed2, w_out, b_out, class_embedding (0 for none),
+// frequencies.
 using Addresses = std::array<uintptr_t, 11>;
 
 template <class T>
@@ -53,7 +53,8 @@ class FilmMLPPlan {
     args.x = pointer<const T>(x);
     args.y = pointer<T>(y);
     const std::lock_guard guard(mutex_);
-    runner_.sample(args, pointer<const double>(coefficients), num_rows, pointer<const int64_t>(labels));
+    runner_.sample(args, pointer<const double>(coefficients), num_rows,
+                   pointer<const int64_t>(labels));
   }
 
  private:
@@ -62,17 +63,20 @@ class FilmMLPPlan {
     return reinterpret_cast<U*>(address);
   }
 
-  static FilmMLPNetwork<T> network(const Widths& widths, const Addresses& addresses, bool sin_first) {
+  static FilmMLPNetwork<T> network(const Widths& widths, const Addresses& addresses,
+                                   bool sin_first) {
     FilmMLPNetwork<T> network{};
     network.dim = widths[0];
     network.hidden = widths[1];
     network.blocks = widths[2];
     network.embed = widths[3];
     network.time_dim = widths[4];
-    const T** const fields[] = {&network.w_in,     &network.b_in,  &network.w,
-                                &network.c,        &network.w_film, &network.w_embed1,
-                                &network.w_embed2, &network.w_out, &network.b_out,
-                                &network.class_embedding, &network.frequencies};
+    const T** const fields[] = {&network.w_in,       &network.b_in,
+                                &network.w,          &network.c,
+                                &network.w_film,     &network.w_embed1,
+                                &network.w_embed2,   &network.w_out,
+                                &network.b_out,      &network.class_embedding,
+                                &network.frequencies};
     for (size_t i = 0; i < addresses.size(); ++i) *fields[i] = pointer<const T>(addresses[i]);
     network.sin_first = sin_first;
     return network;
@@ -88,8 +92,8 @@ void bind(pybind11::module_& module, const char* name) {
   using Plan = FilmMLPPlan<T>;
   using Unlocked = py::call_guard<py::gil_scoped_release>;
   py::class_<Plan>(module, name, "A FiLM-MLP with packed weights; tensors are given by address.")
-      .def(py::init<const Widths&, const Addresses&, bool>(), py::arg("widths"), py::arg("addresses"),
-           py::arg("sin_first"))
+      .def(py::init<const Widths&, const Addresses&, bool>(), py::arg("widths"),
+           py::arg("addresses"), py::arg("sin_first"))
       .def("refresh", &Plan::refresh, Unlocked())
       .def("forward", &Plan::forward, py::arg("x"), py::arg("times"), py::arg("shared_time"),
            py::arg("labels"), py::arg("batch"), py::arg("y"), Unlocked())

@@ -15,9 +15,9 @@ __all__ = ["FilmMLP"]
 class FilmMLP(nn.Module):
     """Score network for vectors or small images: :func:`genssl_fast.film_mlp` with its weights.
 
-    The last layer starts at zero, so that an untrained network outputs zero: the best constant guess of
-    noise, and a start from which every parameterisation trains stably. The other matrices start with
-    variance 1 / fan-in, which keeps the size of activations; biases start at zero.
+    The last layer starts at zero, so that an untrained network outputs zero: the best constant guess
+    of noise, and a start from which every parameterisation trains stably. The other matrices start
+    with variance 1 / fan-in, which keeps the size of activations; biases start at zero.
 
     Arguments:
         dim: length of a sample; give it, or ``shape``.
@@ -28,10 +28,11 @@ class FilmMLP(nn.Module):
         time_dim: length of the time embedding; ``hidden`` by default.
         num_classes: number of labels, for class-conditional models.
         convention: of :func:`genssl_fast.time_embedding`.
-        time_scale: what times are multiplied by before they are embedded, as 1000 for times in [0, 1].
+        time_scale: what times are multiplied by before they are embedded, as 1000 for [0, 1].
 
     Raises:
-        ValueError: a width that is not positive, an unknown convention, both or none of dim and shape.
+        ValueError: a width that is not positive, an unknown convention, both or none of dim and
+            shape.
 
     References:
         Ho et al., Denoising Diffusion Probabilistic Models, https://arxiv.org/abs/2006.11239;
@@ -63,10 +64,15 @@ class FilmMLP(nn.Module):
         self.shape = (dim,) if shape is None else tuple(shape)
         embed = hidden if embed is None else embed
         time_dim = hidden if time_dim is None else time_dim
-        sizes = dict(hidden=hidden, blocks=blocks, embed=embed, time_dim=time_dim)
+        sizes = {"hidden": hidden, "blocks": blocks, "embed": embed, "time_dim": time_dim}
         for name, size in {**sizes, "dim, shape": min(self.shape, default=0)}.items():
             check(size >= 1, name, "at least 1", size)
-        check(num_classes is None or num_classes >= 1, "num_classes", "at least 1 or None", num_classes)
+        check(
+            num_classes is None or num_classes >= 1,
+            "num_classes",
+            "at least 1 or None",
+            num_classes,
+        )
         self.convention, self.time_scale = convention, float(time_scale)
         dim = math.prod(self.shape)
         self.w_in = nn.Parameter(torch.empty(hidden, dim))
@@ -97,12 +103,10 @@ class FilmMLP(nn.Module):
         return FilmMLPWeights(*(getattr(self, name) for name in FilmMLPWeights._fields))
 
     def forward(self, x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
-        """Output of the shape of ``x`` [B, *shape] at times ``t``, one or [B], and int64 labels [B]."""
+        """Output like ``x`` [B, *shape] at times ``t``, one or [B], with int64 labels [B]."""
         check(tuple(x.shape[1:]) == self.shape, "x", f"shape [B, *{list(self.shape)}]", list(x.shape))
         time = t * self.time_scale
-        y = film_mlp(
-            x.flatten(1), time, self.weights(), labels=labels, convention=self.convention
-        )
+        y = film_mlp(x.flatten(1), time, self.weights(), labels=labels, convention=self.convention)
         return y.view(x.shape)
 
     def extra_repr(self) -> str:

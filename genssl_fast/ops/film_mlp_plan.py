@@ -7,9 +7,9 @@ from torch import Tensor
 
 from genssl_fast._checks import check
 from genssl_fast._library import native_module
-from genssl_fast._random import Stream, fold_seed, fold_step, step_counter
+from genssl_fast._random import fold_seed, fold_step
 from genssl_fast.ops.coefficient_table import CoefficientTable
-from genssl_fast.ops.film_mlp_sample import check_sampling
+from genssl_fast.ops.film_mlp_sample import FIRST_STEP, check_sampling
 from genssl_fast.ops.score import FilmMLPWeights, check_film_mlp, embedding_frequencies
 
 __all__ = ["FilmMLPPlan"]
@@ -18,9 +18,9 @@ __all__ = ["FilmMLPPlan"]
 class FilmMLPPlan:
     """A FiLM-MLP that keeps its weights packed between calls; CPU, fp32 or fp64, no derivatives.
 
-    Weights changed in place or exchanged are noticed by their data pointer and version and packed anew. A
-    change that PyTorch does not count, as through ``.data`` or NumPy, needs :meth:`refresh`. Results have the
-    bits of :func:`genssl_fast.film_mlp` and :func:`genssl_fast.film_mlp_sample`.
+    Weights changed in place are noticed by their data pointer and version and packed anew. A change
+    that PyTorch does not count, as through NumPy, needs :meth:`refresh`. Results have the bits of
+    :func:`genssl_fast.film_mlp` and :func:`genssl_fast.film_mlp_sample`.
 
     Arguments:
         weights: the network; the tensors are kept, and read again where they have changed.
@@ -84,7 +84,7 @@ class FilmMLPPlan:
         labels: Tensor | None = None,
         clip_denoised: float | None = None,
         seed: int | Tensor | None = None,
-        step: int | Tensor = step_counter(Stream.STEP, 0),
+        step: int | Tensor = FIRST_STEP,
         first_sample: int = 0,
         noise: Tensor | None = None,
     ) -> Tensor:

@@ -21,9 +21,11 @@ from genssl_fast.ops.score import (
 
 __all__ = ["film_mlp_sample"]
 
+FIRST_STEP = step_counter(Stream.STEP, 0)
+
 raw_film_mlp_sample = define(
-    f"_film_mlp_sample(Tensor x, {NETWORK_ARGUMENTS}, Tensor coefficients, int num_states, float clip, "
-    f"{COUNTER}, Tensor? noise) -> Tensor",
+    f"_film_mlp_sample(Tensor x, {NETWORK_ARGUMENTS}, Tensor coefficients, int num_states, "
+    f"float clip, {COUNTER}, Tensor? noise) -> Tensor",
     reference=reference.integrate.film_mlp_sample,
     fake=lambda x, *args: x.new_empty(x.shape),
 )
@@ -56,20 +58,22 @@ def film_mlp_sample(
     frequencies: Tensor | None = None,
     clip_denoised: float | None = None,
     seed: int | Tensor | None = None,
-    step: int | Tensor = step_counter(Stream.STEP, 0),
+    step: int | Tensor = FIRST_STEP,
     first_sample: int = 0,
     noise: Tensor | None = None,
 ) -> Tensor:
     """Every step of a sampler whose model is a FiLM-MLP, as one operation.
 
-    For each row *i* of the table: the network at the row's time, :func:`genssl_fast.film_mlp`, then the
-    row's step, :func:`genssl_fast.sampler_step` with its history kept inside and the noise counter
-    ``step + i``. In fp32 and fp64 on one CPU the result has the bits of that loop in Python, whatever the
-    split of the batch; 16-bit floating point is kept in fp32 between the steps. No derivatives.
+    For each row *i* of the table: the network at the row's time, :func:`genssl_fast.film_mlp`, then
+    the row's step, :func:`genssl_fast.sampler_step` with its history kept inside and the noise
+    counter ``step + i``. In fp32 and fp64 on one CPU the result has the bits of that loop in Python,
+    whatever the split of the batch; 16-bit floating point is kept in fp32 between the steps. No
+    derivatives.
 
     Arguments:
         x: initial state [B, D], fp32, fp64, bf16 or fp16.
-        weights, labels, kind, convention, max_period, frequencies: as for :func:`genssl_fast.film_mlp`.
+        weights, labels, kind, convention, max_period, frequencies: as for
+            :func:`genssl_fast.film_mlp`.
         table: coefficients of the sampler and the times that the network is given.
         clip_denoised, seed, first_sample: as for :func:`genssl_fast.sampler_step`.
         step: counter of the first row's noise.
@@ -79,7 +83,8 @@ def film_mlp_sample(
         Final state [B, D] in the dtype of ``x``.
 
     Raises:
-        ValueError, TypeError: an argument of the wrong shape, dtype, device or range; the message names it.
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or range; the message
+            names it.
 
     References:
         Song et al., Score-Based Generative Modeling through Stochastic Differential Equations,

@@ -157,7 +157,11 @@ def _langevin_backward(inputs, outputs, grads):
         to_score = to_score - along * parts.score_inverse * parts.score
         to_noise = to_noise + along * parts.noise_inverse * parts.noise
     given = inputs.noise is not None
-    return {"x": grads[0], "score": to_score.to(dtype), "noise": to_noise.to(dtype) if given else None}
+    return {
+        "x": grads[0],
+        "score": to_score.to(dtype),
+        "noise": to_noise.to(dtype) if given else None,
+    }
 
 
 def _langevin_jvp(inputs, outputs, tangents):
@@ -238,7 +242,11 @@ def sampler_step(
     if clip_denoised is not None:
         check(clip_denoised > 0, "clip_denoised", "a positive bound or None", clip_denoised)
     check_first_sample(first_sample)
-    seed = 0 if seed is None and (noise is not None or _noiseless(table, index, index_tensor)) else seed
+    seed = (
+        0
+        if seed is None and (noise is not None or _noiseless(table, index, index_tensor))
+        else seed
+    )
     args = (
         x, model_output, predictions, states, noise, table.on(x.device), index, index_tensor,
         table.num_states, math.nan if clip_denoised is None else float(clip_denoised),
@@ -299,7 +307,9 @@ def langevin_step(
     if noise is not None:
         check_same("noise", noise, x, "x")
     given = [name for name, value in (("snr", snr), ("step_size", step_size)) if value is not None]
-    check(len(given) == 1, "snr, step_size", "exactly one of them", " and ".join(given) or "neither")
+    check(
+        len(given) == 1, "snr, step_size", "exactly one of them", " and ".join(given) or "neither"
+    )
     check(snr is None or snr > 0, "snr", "a positive number", snr)
     check(step_size is None or step_size >= 0, "step_size", "a number of at least 0", step_size)
     check(alpha > 0, "alpha", "a positive number", alpha)
@@ -322,7 +332,9 @@ def _check_step(x, model_output, table, noise) -> None:
 
 
 def _checked_history(x, history) -> tuple[list, list]:
-    check(len(history) == 2, "history", "two tuples (predictions, states)", f"{len(history)} entries")
+    check(
+        len(history) == 2, "history", "two tuples (predictions, states)", f"{len(history)} entries"
+    )
     for name, entries in zip(("predictions", "states"), history):
         for number, entry in enumerate(entries):
             check_same(f"history {name}[{number}]", entry, x, "x")

@@ -69,7 +69,12 @@ def embedding_frequencies(dim, kind, convention, max_period, frequencies, device
     check(dim >= 1, "dim", "an integer of at least 1", dim)
     sin_first = CONVENTIONS[convention][0]
     if kind == "fourier":
-        check(frequencies is not None, "frequencies", f"a tensor [{dim // 2}] for kind 'fourier'", None)
+        check(
+            frequencies is not None,
+            "frequencies",
+            f"a tensor [{dim // 2}] for kind 'fourier'",
+            None,
+        )
     if frequencies is None:
         check(max_period > 0, "max_period", "a positive number", max_period)
         cached = sinusoidal_frequencies
@@ -197,7 +202,11 @@ def _silu_slope(v: Tensor) -> Tensor:
 def _forward_pass(inputs) -> _Pass:
     silu = torch.nn.functional.silu
     dtype = torch.float64 if inputs.x.dtype == torch.float64 else torch.float32
-    weights, x, t = _compute_weights(inputs, dtype), inputs.x.to(dtype), inputs.t.to(dtype).reshape(-1)
+    weights, x, t = (
+        _compute_weights(inputs, dtype),
+        inputs.x.to(dtype),
+        inputs.t.to(dtype).reshape(-1),
+    )
     time = _EmbeddingInputs(t, inputs.frequencies.to(dtype), inputs.sin_first, weights.w_embed1.shape[1])
     embedding = reference.score.time_embedding(*time)
     first = embedding @ weights.w_embed1.mT

@@ -69,9 +69,7 @@ def sampler_step_out(*args) -> Tensor:
     return prediction
 
 
-def langevin_step(
-    x, score, noise, snr, step_size, alpha, seed, seed_tensor, step, step_tensor, first_sample
-):
+def langevin_step(x, score, noise, snr, step_size, alpha, seed, seed_tensor, step, step_tensor, first_sample):
     """x' = x + ε s + √(2ε) z, with ε given or 2α (snr ‖z‖ / ‖s‖)² per sample."""
     dtype, x, score = x.dtype, x.to(compute_dtype(x.dtype)), score.to(compute_dtype(x.dtype))
     if noise is None:

@@ -20,7 +20,7 @@ def film_mlp(
     x, t, frequencies, sin_first, w_in, b_in, w, c, w_film, w_embed1, w_embed2, w_out, b_out,
     class_embedding, labels,
 ) -> Tensor:  # fmt: skip
-    """Residual blocks h + silu((1 + γ) (W h + c) + β), with γ and β linear in an embedding of the time."""
+    """Residual blocks h + silu((1 + γ) (W h + c) + β), γ and β linear in an embedding of the time."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     matrices = (w_in, b_in, w, c, w_film, w_embed1, w_embed2, w_out, b_out)
     w_in, b_in, w, c, w_film, w_embed1, w_embed2, w_out, b_out = (m.to(dtype) for m in matrices)

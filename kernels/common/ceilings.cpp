@@ -1,8 +1,9 @@
-// Stream: write_j[i] = Σ_k read_k[i]. The counts of streams are template arguments, so that the loop
-// holds nothing but loads, R - 1 additions and stores: it runs at the speed of the memory it touches.
+// Stream: write_j[i] = Σ_k read_k[i]. The counts of streams are template arguments, so that the
+// loop holds nothing but loads, R - 1 additions and stores: it runs at the speed of the memory it
+// touches.
 //
-// Tiles: the matrix micro-kernel on operands that stay in the first and second level caches, without any
-// packing or epilogue: the rate that no operation built on it can pass.
+// Tiles: the matrix micro-kernel on operands that stay in the first and second level caches,
+// without any packing or epilogue: the rate that no operation built on it can pass.
 #include "kernels/common/ceilings.h"
 
 #include "kernels/common/matmul.h"
@@ -58,8 +59,12 @@ void multiply_tiles(const TilesArgs& args, int64_t begin, int64_t end) {
       const float* weights = args.panels + panel * args.depth * columns;
       for (int64_t tile = 0; tile < args.num_tiles; ++tile) {
         const float* rows = args.activations + tile * kTileRows * args.depth;
-        multiply_tile<float, kTileRows, 1, kPanelVecs>(rows, args.depth, weights, args.depth, product);
-        asm volatile("" : : "r"(product) : "memory");  // nobody reads it: keep the compiler from noticing
+        multiply_tile<float, kTileRows, 1, kPanelVecs>(rows, args.depth, weights, args.depth,
+                                                       product);
+        asm volatile(""
+                     :
+                     : "r"(product)
+                     : "memory");  // nobody reads it: keep the compiler from noticing
       }
     }
   }

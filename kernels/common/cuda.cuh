@@ -1,5 +1,5 @@
-// What CUDA C++ kernels share: the seam between nvcc and the execution on the CPU, asynchronous copies,
-// scalars of a type known only at run time, and the launch.
+// What CUDA C++ kernels share: the seam between nvcc and the execution on the CPU, asynchronous
+// copies, scalars of a type known only at run time, and the launch.
 #pragma once
 
 #include <math.h>
@@ -79,8 +79,8 @@ __device__ void store(void* data, ElementType type, int64_t index, Real value) {
   }
 }
 
-// Sixteen bytes from global to shared memory without passing through registers. They are visible to the
-// thread that copied them after wait_copies, to its block after the barrier that follows.
+// Sixteen bytes from global to shared memory without passing through registers. They are visible to
+// the thread that copied them after wait_copies, to its block after the barrier that follows.
 __device__ inline void copy_async(void* shared, const void* global) {
 #if defined(__CUDACC__)
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -129,10 +129,9 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
 #if defined(__CUDACC__)
   constexpr size_t kSharedBytesWithoutAsking = 48 * 1024;
   if (shape.shared_bytes > kSharedBytesWithoutAsking) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shape.shared_bytes));
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shape.shared_bytes));
     if (error != cudaSuccess) return error;
   }
   kernel<<<shape.grid, shape.block, shape.shared_bytes, stream>>>(arguments...);

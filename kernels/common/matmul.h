@@ -1,15 +1,17 @@
-// C = A W^T for activations A[rows, depth] and weights W[columns, depth], as tiles held in registers.
+// C = A W^T for activations A[rows, depth] and weights W[columns, depth], as tiles held in
+// registers.
 //
 // Weights are packed into panels of kPanelColumns columns, each stored as [depth][kPanelColumns]
-// (zero padded). A tile of up to kTileRows rows by one panel keeps two registers of accumulators a row; a
-// step of the loop loads two registers of weights and broadcasts one activation a row:
+// (zero padded). A tile of up to kTileRows rows by one panel keeps two registers of accumulators a
+// row; a step of the loop loads two registers of weights and broadcasts one activation a row:
 //
 //   AVX-512  12 x 32 floats  24 of 32 registers accumulate, 14 loads for 24 fused multiply-adds
 //   AVX2      6 x 16 floats  12 of 16 registers
 //   baseline  4 x 8  floats   8 of 16 registers
 //
-// Every dot product is one chain of fused multiply-adds over k ascending that starts at 0, in every tile,
-// tail and few-row path. So an element of C has the same bits wherever its row lies in the batch.
+// Every dot product is one chain of fused multiply-adds over k ascending that starts at 0, in every
+// tile, tail and few-row path. So an element of C has the same bits wherever its row lies in the
+// batch.
 #pragma once
 
 #include <stdint.h>
@@ -18,7 +20,8 @@
 
 namespace genssl {
 
-// Weights W[columns, depth]. `panels` is their packing, or null: then each panel is packed as it is used.
+// Weights W[columns, depth]. `panels` is their packing, or null: then each panel is packed as it is
+// used.
 template <class T>
 struct Matrix {
   const T* weights;
@@ -104,10 +107,11 @@ inline void pack_panel(const Matrix<T>& matrix, int64_t panel, T* target) {
   }
 }
 
-// The register tile: c[PANELS][ROWS][kPanelColumns] = a[ROWS, depth] times consecutive panels, of each of
-// which the first VECS registers of columns are wanted.
+// The register tile: c[PANELS][ROWS][kPanelColumns] = a[ROWS, depth] times consecutive panels, of
+// each of which the first VECS registers of columns are wanted.
 template <class T, int ROWS, int PANELS, int VECS>
-__attribute__((noinline)) void multiply_tile(const T* a, int64_t stride, const T* panels, int64_t depth, T* c) {
+__attribute__((noinline)) void multiply_tile(const T* a, int64_t stride, const T* panels,
+                                             int64_t depth, T* c) {
   constexpr int size = Vec<T>::size, width = kPanelColumns<T>;
   Vec<T> sum[ROWS][PANELS * VECS];
   for (int r = 0; r < ROWS; ++r) {
@@ -170,9 +174,9 @@ GENSSL_INLINE int64_t panel_scratch_size(int64_t depth) {
   return kMaxPanelGroup * kPanelColumns<T> * depth;
 }
 
-// Products of a[rows, depth] with `count` panels. Calls epilogue(row, rows, column, product) for every
-// tile: product[rows][kPanelColumns] belongs to rows `row` on and columns `column` on. Its columns from
-// matrix.columns on mean nothing.
+// Products of a[rows, depth] with `count` panels. Calls epilogue(row, rows, column, product) for
+// every tile: product[rows][kPanelColumns] belongs to rows `row` on and columns `column` on. Its
+// columns from matrix.columns on mean nothing.
 template <class T, class Epilogue>
 inline void multiply_panels(const T* a, int64_t stride, int64_t rows, const Matrix<T>& matrix,
                             int64_t panel, int count, T* scratch, const Epilogue& epilogue) {
@@ -204,8 +208,8 @@ inline void multiply_panels(const T* a, int64_t stride, int64_t rows, const Matr
 
 // All columns of a[rows, depth] times the matrix.
 template <class T, class Epilogue>
-GENSSL_INLINE void multiply(const T* a, int64_t stride, int64_t rows, const Matrix<T>& matrix, T* scratch,
-                            const Epilogue& epilogue) {
+GENSSL_INLINE void multiply(const T* a, int64_t stride, int64_t rows, const Matrix<T>& matrix,
+                            T* scratch, const Epilogue& epilogue) {
   const int64_t num_panels = count_panels<T>(matrix.columns);
   for (int64_t panel = 0; panel < num_panels;) {
     const int count = panels_at_a_time(rows, num_panels - panel);

@@ -1,20 +1,27 @@
-// The engine of the multilayer-perceptron kernels: a block of threads takes a tile of samples through a
-// chain of dense layers whose weights pass through shared memory.
+// The engine of the multilayer-perceptron kernels: a block of threads takes a tile of samples
+// through a chain of dense layers whose weights pass through shared memory.
 //
-//            columns (k)                Layers   input -> hidden, (hidden -> hidden) x n, hidden -> output.
-//         +----+----+----+              Packing  fp32 tiles [rows, columns] in the order of their use, so
-//   rows  | t0 | t1 | t2 |                       that a tile is one run of memory, whatever the widths and
-//  (out)  +----+----+----+                       the type of the weights. The row stride is an odd multiple
-//         | t3 | t4 | t5 |                       of 16 bytes: rows side by side hit different banks.
-//         +----+----+----+              Stream   a ring of kStages tiles filled by asynchronous copies while
-//                                                earlier ones are used; or, where everything fits and is used
-//                                                again, all of the weights, copied once (resident).
+//          columns (k)
+//         +----+----+----+
+//   rows  | t0 | t1 | t2 |
+//  (out)  +----+----+----+
+//         | t3 | t4 | t5 |
+//         +----+----+----+
 //
-// A warp makes [kSamples, 32 outputs]; a lane holds a small tile of them in registers and reads four k
-// at a time: per 4 k and lane 4 + 2, 8 + 2 or 8 + 4 vector loads feed 32, 64 or 128 fused multiply-adds.
+// Packing. Every matrix becomes tiles in the order of their use, in the type of the arithmetic, so
+// that a tile is one run of memory whatever the widths and the type of the weights. The row stride
+// is an odd multiple of 16 bytes: rows side by side lie in different banks.
 //
-// Each sum is one chain of fused multiply-adds over k ascending from 0, whatever the tiles, so that a
-// sample's result depends on neither its place in the batch nor the plan.
+// Stream. A ring of kStages tiles is filled by asynchronous copies while earlier ones are used.
+// Where all of the weights fit and are used again, they are copied once instead (resident).
+//
+// Multiplication. A warp makes [kSamples, 32 outputs]; a lane holds a small tile of them in
+// registers and reads four k at a time. For tiles of 8, 16 and 32 samples 6, 10 and 12 vector loads
+// of a lane feed 32, 64 and 128 fused multiply-adds, so that shared memory is no bottleneck where
+// neighbouring lanes that read the same address share one access.
+//
+// Each sum is one chain of fused multiply-adds over k ascending from 0, whatever the tiles, so that
+// a sample's result depends on neither its place in the batch nor the plan.
 #pragma once
 
 #include "kernels/common/cuda.cuh"
@@ -27,10 +34,18 @@ constexpr int kMaxWarps = 8;
 constexpr int kMaxThreads = 32 * kMaxWarps;
 constexpr int kStages = 3;
 
-__host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
-__host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
-constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t smaller64(int64_t a, int64_t b) { return a < b ? a : b; }
+template <typename Int>
+__host__ __device__ constexpr Int divide_up(Int a, Int b) {
+  return (a + b - 1) / b;
+}
+template <typename T>
+__host__ __device__ constexpr T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+template <typename T>
+__host__ __device__ constexpr T larger(T a, T b) {
+  return a < b ? b : a;
+}
 
 // Length of a row in memory: whole vectors of four, an odd number of them.
 __host__ __device__ constexpr int padded(int columns) { return 4 * (divide_up(columns, 4) | 1); }
@@ -43,7 +58,8 @@ struct TileShape {
   int rows, columns;
 };
 
-// How one matrix is cut into tiles. Computed on the host: kernels would spend their time on divisions.
+// How one matrix is cut into tiles. Computed on the host: kernels would spend their time on
+// divisions.
 struct Layer {
   int rows, columns, row_tiles, pieces, row_stride;
   int64_t offset, size;  // in the packing
@@ -64,7 +80,7 @@ struct Layer {
 struct PackedMLP {
   MLPShape shape;
   TileShape tile;
-  int slot_size;       // of a whole tile
+  int slot_size;             // of a whole tile
   Layer first, inner, last;  // inner: the first hidden layer; the others follow it
 
   PackedMLP() = default;
@@ -88,7 +104,8 @@ struct PackedMLP {
   }
   __host__ __device__ int64_t tile_offset(int index, int row_tile, int piece) const {
     const Layer& matrix = layer(index);
-    const int64_t start = matrix.offset + (index > 1 && !is_last(index) ? (index - 1) * inner.size : 0);
+    const int64_t start =
+        matrix.offset + (index > 1 && !is_last(index) ? (index - 1) * inner.size : 0);
     return start + static_cast<int64_t>(row_tile) * tile.rows * matrix.row_stride +
            static_cast<int64_t>(tile_rows(matrix, row_tile)) * piece * padded(tile.columns);
   }
@@ -98,8 +115,18 @@ struct PackedMLP {
   }
 };
 
-// Weights as PyTorch holds them, contiguous [out, in]; the hidden layers lie one after another. A chain
-// may have no biases.
+// Hidden activations are updated in place where one tile of rows covers a layer.
+__host__ __device__ inline int hidden_buffers(const MLPShape& shape, const TileShape& tile) {
+  return shape.hidden <= tile.rows ? 1 : 2;
+}
+
+// Elements of shared memory that a WeightStream takes.
+__host__ __device__ inline int64_t weights_size(const PackedMLP& mlp, bool resident) {
+  return resident ? mlp.size() : int64_t{kStages} * mlp.slot_size;
+}
+
+// Weights as PyTorch holds them, contiguous [out, in]; the hidden layers lie one after another. A
+// chain may have no biases.
 struct MLPWeights {
   Array first, inner, last;
   Array first_bias, inner_bias, last_bias;
@@ -120,7 +147,9 @@ __device__ void pack_row(const PackArgs<Real>& args, int row) {
   const int hidden = mlp.shape.hidden, inner_rows = hidden * mlp.shape.hidden_layers;
   const bool is_first = row < hidden, is_last = row >= hidden + inner_rows;
   const Array& source = is_first ? weights.first : is_last ? weights.last : weights.inner;
-  const Array& bias = is_first ? weights.first_bias : is_last ? weights.last_bias : weights.inner_bias;
+  const Array& bias = is_first  ? weights.first_bias
+                      : is_last ? weights.last_bias
+                                : weights.inner_bias;
   const int source_row = is_first ? row : is_last ? row - hidden - inner_rows : row - hidden;
   const int index = is_first ? 0 : is_last ? mlp.shape.hidden_layers + 1 : row / hidden;
   const Layer& layer = mlp.layer(index);
@@ -151,7 +180,8 @@ __global__ void pack_mlps(const PackArgs<Real> first, const PackArgs<Real> secon
   }
 }
 
-// A contiguous part of the network: the layers from `first_layer` on, and of the last one these tiles.
+// A contiguous part of the network: the layers from `first_layer` on, and of the last one these
+// tiles.
 struct Section {
   int first_layer, first_row_tile, end_row_tile;
 };
@@ -328,8 +358,9 @@ __device__ void accumulate(const Real* input, int input_stride, const Real* tile
   }
 }
 
-// One tile of rows of one layer. The epilogue loads what it needs of each output before the sums, so
-// that the latency is hidden, and stores afterwards. With `in_place` the output overwrites the input.
+// One tile of rows of one layer. The epilogue loads what it needs of each output before the sums,
+// so that the latency is hidden, and stores afterwards. With `in_place` the output overwrites the
+// input.
 template <typename Lanes, typename Real, typename Epilogue>
 __device__ void apply_row_tile(WeightStream<Real>& weights, int index, int row_tile,
                                const Real* input, int input_stride, bool in_place,
@@ -384,8 +415,8 @@ __device__ void apply_last_layer(WeightStream<Real>& weights, const Real* input,
                                  const Epilogue& epilogue) {
   const PackedMLP& mlp = weights.mlp();
   const int index = mlp.shape.hidden_layers + 1;
-  for (int row_tile = weights.section().first_row_tile;
-       row_tile < weights.section().end_row_tile; ++row_tile) {
+  for (int row_tile = weights.section().first_row_tile; row_tile < weights.section().end_row_tile;
+       ++row_tile) {
     if (mlp.tile_rows(mlp.last, row_tile) * kSamples <= static_cast<int>(blockDim.x)) {
       apply_row_tile<SingleOutput<kSamples>>(weights, index, row_tile, input, input_stride, false,
                                              epilogue);
@@ -400,106 +431,6 @@ __device__ void apply_last_layer(WeightStream<Real>& weights, const Real* input,
 template <typename Real>
 __device__ Real silu(Real x) {
   return x / (Real(1) + exp(-x));
-}
-
-struct Device {
-  int num_multiprocessors, max_shared_bytes;
-};
-
-inline cudaError_t current_device(Device* device) {
-  int index = 0;
-  cudaError_t error = cudaGetDevice(&index);
-  if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&device->num_multiprocessors, cudaDevAttrMultiProcessorCount,
-                                 index);
-  if (error != cudaSuccess) return error;
-  return cudaDeviceGetAttribute(&device->max_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                index);
-}
-
-// How a launch uses the machine.
-struct Plan {
-  int samples, threads, blocks;
-  TileShape tile;
-  bool resident;            // all weights stay in shared memory
-  bool shared_activations;  // otherwise they are in the workspace: any width works
-  size_t shared_bytes;
-};
-
-struct Problem {
-  MLPShape shape;
-  int64_t batch;
-  int64_t passes;                // how often each tile of samples goes through the network
-  int64_t activations;           // elements per sample that the kernel keeps besides the hidden ones
-  int max_samples;               // the largest tile of samples there is a kernel for
-  size_t real_bytes, extra_bytes;  // of one number; of shared memory, whatever the tile
-};
-
-// Hidden activations are updated in place where one tile of rows covers a layer.
-__host__ __device__ inline int hidden_buffers(const MLPShape& shape, const TileShape& tile) {
-  return shape.hidden <= tile.rows ? 1 : 2;
-}
-
-inline size_t activation_bytes(const Problem& problem, const TileShape& tile, int samples) {
-  const int64_t hidden = static_cast<int64_t>(padded(problem.shape.hidden)) *
-                         hidden_buffers(problem.shape, tile);
-  return samples * (hidden + problem.activations) * problem.real_bytes;
-}
-
-// Time of a plan in units of one sample's arithmetic: rounds of tiles over the multiprocessors, each as
-// long as its samples plus what a tile costs by itself (barriers; reading the weights again).
-inline int64_t plan_cost(const Plan& plan, int64_t batch, int multiprocessors) {
-  const int64_t rounds = ceil_divide(ceil_divide(batch, plan.samples), multiprocessors);
-  return rounds * (plan.samples + (plan.resident ? 4 : 16));
-}
-
-inline Plan make_plan(const Problem& problem, const Device& device, const Plan& layout) {
-  Plan plan = layout;
-  const PackedMLP mlp(problem.shape, plan.tile);
-  const int64_t tiles = ceil_divide(problem.batch, plan.samples);
-  const size_t weights = plan.resident ? static_cast<size_t>(mlp.size())
-                                       : static_cast<size_t>(kStages) * mlp.slot_size;
-  plan.threads = plan.tile.rows / kWarpOutputs * 32;
-  plan.shared_bytes = weights * problem.real_bytes + problem.extra_bytes;
-  if (plan.shared_activations) {
-    plan.shared_bytes += activation_bytes(problem, plan.tile, plan.samples);
-  }
-  const int64_t per_multiprocessor = device.max_shared_bytes / static_cast<int64_t>(plan.shared_bytes);
-  const int64_t room = device.num_multiprocessors * (per_multiprocessor < 1 ? 1 : per_multiprocessor);
-  plan.blocks = static_cast<int>(tiles < room ? tiles : room);
-  return plan;
-}
-
-// The cheapest plan that fits; the last resort keeps the activations in the workspace.
-inline Plan choose_plan(const Problem& problem, const Device& device) {
-  const int widest = problem.shape.hidden;
-  int warps = divide_up(widest, kWarpOutputs);
-  warps = warps < kMinWarps ? kMinWarps : warps > kMaxWarps ? kMaxWarps : warps;
-  const int rows = warps * kWarpOutputs;
-  const int all_columns =
-      problem.shape.input > problem.shape.hidden ? problem.shape.input : problem.shape.hidden;
-  Plan best = make_plan(problem, device, {8, 0, 0, {kMinWarps * kWarpOutputs, 16}, false, false, 0});
-  bool found = false;
-  const auto consider = [&](int samples, int columns, bool resident) {
-    const Plan plan =
-        make_plan(problem, device, {samples, 0, 0, {rows, columns}, resident, true, 0});
-    if (plan.shared_bytes > static_cast<size_t>(device.max_shared_bytes)) return false;
-    const bool better = !found || plan_cost(plan, problem.batch, device.num_multiprocessors) <
-                                      plan_cost(best, problem.batch, device.num_multiprocessors);
-    if (better) best = plan;
-    found = true;
-    return true;
-  };
-  for (int samples = 8; samples <= problem.max_samples; samples *= 2) {
-    const int64_t tiles = ceil_divide(problem.batch, samples);
-    const int64_t uses =
-        problem.passes * ceil_divide(tiles, device.num_multiprocessors);
-    if (uses > 1) consider(samples, all_columns, true);
-    for (int columns : {64, 32, 16}) {
-      if (consider(samples, columns, false)) break;
-    }
-  }
-  return best;
 }
 
 }  // namespace genssl::cuda

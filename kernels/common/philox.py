@@ -146,9 +146,7 @@ def interleave(z0, z1, z2, z3):
 
 
 @triton.jit
-def random_tile(
-    seed, step, sample, first_column, COLUMNS: tl.constexpr, DISTRIBUTION: tl.constexpr
-):
+def random_tile(seed, step, sample, first_column, COLUMNS: tl.constexpr, DISTRIBUTION: tl.constexpr):
     """fp32 [ROWS, COLUMNS]: the elements of `sample` [ROWS, 1] from `first_column` = 4 k on."""
     block = first_column // 4 + tl.arange(0, COLUMNS // 4)[None, :]
     w0, w1, w2, w3 = philox4x32_10(seed, block, step, sample)

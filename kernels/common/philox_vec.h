@@ -95,6 +95,7 @@ constexpr LaneOrder kLaneOrder;
 
 GENSSL_INLINE void philox_rounds(const PhiloxKeys& keys, PhiloxBatch& batch) {
   auto& word = batch.word;
+#pragma GCC unroll 1
   for (int round = 0; round < kPhiloxRounds; ++round) {
     for (int chain = 0; chain < kPhiloxChains; ++chain) {
       const Words64 product0 = multiply_low_halves(word[0][chain], kPhiloxMultiply0);

@@ -60,9 +60,7 @@ def tiling_of(x: torch.Tensor) -> Tiling:
 
 
 @triton.jit
-def tile_indices(
-    num_samples, num_units, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def tile_indices(num_samples, num_units, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """This program's rows [ROWS, 1] ([] if ROWS is 1), first column, offsets and mask, int64."""
     sample_size = num_units * UNIT
     chunks = tl.cdiv(sample_size, COLUMNS).to(tl.int32)

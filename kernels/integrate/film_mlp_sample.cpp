@@ -1,5 +1,5 @@
-// A thread takes a block of samples through all rows of the table: weights stay in the second level cache,
-// activations and the states of the sampler nearly in the first.
+// A thread takes a block of samples through all rows of the table: weights stay in the second level
+// cache, activations and the states of the sampler nearly in the first.
 #include "kernels/integrate/film_mlp_sample.h"
 
 #include "kernels/common/element.h"
@@ -25,8 +25,9 @@ struct SamplerRow {
   T clip() const { return tail[4]; }
 };
 
-// What the sampler keeps of a block of samples, each array [kMaxBlockRows, dim]. State and prediction j of
-// row i lie in slot (i - j) modulo their number, so that the newest replaces the one that is not needed.
+// What the sampler keeps of a block of samples, each array [kMaxBlockRows, dim]. State and
+// prediction j of row i lie in slot (i - j) modulo their number, so that the newest replaces the
+// one that is not needed.
 template <class T>
 struct SamplerBlock {
   T *states, *predictions, *output;
@@ -50,8 +51,8 @@ template <class T>
 void draw_noise(const FilmMLPSampleArgs<T>& args, int64_t row, int64_t first, int64_t elements,
                 float* noise) {
   const uint32_t step = args.step + static_cast<uint32_t>(row);
-  fill<Normal>(args.seed, step, args.first_sample + static_cast<uint64_t>(first), args.network.dim, 0,
-               elements, noise);
+  fill<Normal>(args.seed, step, args.first_sample + static_cast<uint64_t>(first), args.network.dim,
+               0, elements, noise);
 }
 
 // The row's formula for `elements` numbers: the sums of sampler_step, in its order.
@@ -77,7 +78,8 @@ void update(const FilmMLPSampleArgs<T>& args, int64_t row, int64_t elements, con
       sum = fma(Vec<T>(coefficients.prediction[0]), clipped, sum);
     }
     for (int64_t j = 1; j < predictions; ++j) {
-      sum = fma(Vec<T>(coefficients.prediction[j]), Vec<T>::load(block.prediction(row - j) + i), sum);
+      sum =
+          fma(Vec<T>(coefficients.prediction[j]), Vec<T>::load(block.prediction(row - j) + i), sum);
     }
     sum = fma(Vec<T>(coefficients.output()), output, sum);
     if (noisy) {
@@ -122,7 +124,7 @@ void film_mlp_sample(const FilmMLPSampleArgs<T>& args, int64_t begin, int64_t en
   }
 }
 
-#define GENSSL_INSTANTIATE(T)                                               \
+#define GENSSL_INSTANTIATE(T)                                              \
   template int64_t film_mlp_sample_workspace(const FilmMLPSampleArgs<T>&); \
   template void film_mlp_sample(const FilmMLPSampleArgs<T>&, int64_t, int64_t, T*);
 GENSSL_INSTANTIATE(float)

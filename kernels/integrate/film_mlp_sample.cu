@@ -1,6 +1,4 @@
 #include "kernels/integrate/film_mlp_sample.cuh"
-
-#include "kernels/integrate/film_mlp_sample_cuda.h"
 #include "kernels/score/film_mlp_launch.cuh"
 
 namespace genssl::cuda {
@@ -26,16 +24,14 @@ struct Setup {
             kMaxCoefficients * sizeof(Real))),
         plan(choose_plan(problem, device)),
         preparation(args.tensors, plan, args.num_rows, device),
-        workspace(memory, preparation, problem, plan) {
-    plan.shared_bytes -= kMaxCoefficients * sizeof(Real);
-  }
+        workspace(memory, preparation, problem, plan) {}
 };
 
 template <typename Real>
 SampleArgs<Real> sample_args(const FilmMLPSampleArgs& args, const Setup<Real>& setup) {
   SampleArgs<Real> result{};
-  result.network = network_args(args.tensors, setup.preparation, setup.workspace, setup.plan,
-                                args.batch, false);
+  result.network =
+      network_args(args.tensors, setup.preparation, setup.workspace, setup.plan, args.batch, false);
   result.network.output = args.output;
   result.coefficients = args.coefficients;
   result.num_rows = args.num_rows;
@@ -86,7 +82,7 @@ cudaError_t run(const FilmMLPSampleArgs& args, const Device& device, void* memor
 
 int film_mlp_sample_workspace(const FilmMLPSampleArgs& args, size_t* bytes) {
   Device device;
-  const cudaError_t error = current_device(&device);
+  const cudaError_t error = use_device(args.tensors.device, &device);
   if (error != cudaSuccess) return error;
   *bytes = args.tensors.type == ElementType::float64
                ? Setup<double>(args, device, nullptr).workspace.bytes
@@ -95,13 +91,12 @@ int film_mlp_sample_workspace(const FilmMLPSampleArgs& args, size_t* bytes) {
 }
 
 int launch_film_mlp_sample(const FilmMLPSampleArgs& args, void* workspace, void* stream) {
-  if (num_columns(args) > kMaxCoefficients) return cudaErrorInvalidValue;
   Device device;
-  const cudaError_t error = current_device(&device);
+  const cudaError_t error = use_device(args.tensors.device, &device);
   if (error != cudaSuccess) return error;
   const auto queue = static_cast<cudaStream_t>(stream);
   return args.tensors.type == ElementType::float64 ? run<double>(args, device, workspace, queue)
-                                                  : run<float>(args, device, workspace, queue);
+                                                   : run<float>(args, device, workspace, queue);
 }
 
 }  // namespace genssl::cuda

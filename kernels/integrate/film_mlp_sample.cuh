@@ -6,16 +6,19 @@
 //   x'         = sum_j a_j state_j + sum_j b_j prediction_j + e output + c noise_i
 //
 // Samples are independent: a block takes a tile of them through all rows before the next tile, and
-// nothing but its samples enters or leaves. The modulations of all rows are made once, by film_branch.
-// State, history and noise of the tile stay in shared memory, and so do all weights where they fit
-// (198 KB for 2-128x3-2). The noise is drawn by the warps that the narrow last layer leaves idle.
+// nothing but its samples enters or leaves. The modulations of all rows are made once, by
+// film_branch. State, history and noise of the tile stay in shared memory, and so do all weights
+// where they fit (201 KB for 2-128x3-2). The noise is drawn by the warps that the narrow last layer
+// leaves idle.
 //
-// 1024 samples, 100 rows, 2-128x3-2 on an H200: 10 Gflop, 0.17 ms at the fp32 peak of 60 Tflop/s; four
-// or eight warps per multiprocessor issue one instruction a cycle each, 38 for 32 multiply-adds, and
-// the chain of 128 dependent multiply-adds of the last layer takes 512 cycles a row.
+// 1024 samples, 100 rows, 2-128x3-2 on an H200: 10 Gflop, 0.17 ms at 60 Tflop/s. Expected from the
+// instruction counts of the sm_90a code, not measured: a row takes 3 x 1600 cycles for the hidden
+// layers (38 instructions for 32 multiply-adds, then the epilogue), 700 for the chain of 128
+// dependent multiply-adds of the last layer, 400 for the rest; 100 rows 0.35 ms.
 #pragma once
 
 #include "kernels/common/philox.h"
+#include "kernels/integrate/film_mlp_sample_cuda.h"
 #include "kernels/score/film_mlp.cuh"
 
 namespace genssl::cuda {
@@ -30,8 +33,6 @@ struct SampleArgs {
   const int64_t *seed_tensor, *step_tensor;
   Array noise;  // [N, B, D], or null: drawn
 };
-
-constexpr int kMaxCoefficients = 64;
 
 // A row of the table, in shared memory.
 template <typename Real>
@@ -64,9 +65,7 @@ struct History {
   int size;
 
   // The value `age` steps old at row i, 1 <= age <= size.
-  __device__ Real at(int row, int age) const {
-    return values[(row + size - age) % size * stride];
-  }
+  __device__ Real at(int row, int age) const { return values[(row + size - age) % size * stride]; }
   __device__ void push(int row, Real value) const {
     if (size > 0) values[row % size * stride] = value;
   }
@@ -142,8 +141,7 @@ struct Sampler {
       const History<Real> old_states{states + i, elements, args.num_states - 1};
       const History<Real> old_predictions{predictions + i, elements, num_old_predictions()};
       const Real state = *place;
-      const Real prediction =
-          clip(row, fma(row.denoise(1), output[i], row.denoise(0) * state));
+      const Real prediction = clip(row, fma(row.denoise(1), output[i], row.denoise(0) * state));
       Real sum = row.state(0) * state;
       for (int j = 1; j < args.num_states; ++j) {
         sum = fma(row.state(j), old_states.at(index, j), sum);
@@ -181,22 +179,21 @@ __device__ void store_samples(const NetworkArgs<Real>& args, int64_t first, int 
 
 template <int kSamples, bool kShared, typename Real>
 __global__ void __launch_bounds__(kMaxThreads, 1) film_mlp_sample(const SampleArgs<Real> args) {
-  __shared__ Real coefficients[kMaxCoefficients];
-  const NetworkArgs<Real>& shared_args = args.network;
-  const MLPShape& shape = shared_args.mlp.shape;
+  const MLPShape& shape = args.network.mlp.shape;
   Network<kSamples, kShared, Real> network(
-      shared_args, sampler_elements(shape.output, args.num_states, args.num_predictions));
+      args.network, kMaxCoefficients,
+      sampler_elements(shape.output, args.num_states, args.num_predictions));
   Sampler<kSamples, Real> sampler(args, network.rest);
-  WeightStream<Real> weights(shared_args.mlp, shared_args.packed, network.weights(),
-                             shared_args.resident, network.section());
-  for (int64_t first = int64_t{blockIdx.x} * kSamples; first < shared_args.batch;
+  WeightStream<Real> weights(args.network.mlp, args.network.packed, network.weights,
+                             args.network.resident, network.section());
+  for (int64_t first = int64_t{blockIdx.x} * kSamples; first < args.network.batch;
        first += int64_t{gridDim.x} * kSamples) {
     __syncthreads();
     network.load_samples(first);
     sampler.forget();
     for (int i = 0; i < args.num_rows; ++i) {
-      const Row<Real> row = sampler.load_row(i, coefficients);
-      Film<Real> film = shared_args.film;
+      const Row<Real> row = sampler.load_row(i, network.reserved);
+      Film<Real> film = args.network.film;
       film.of_times += i * film_size(shape);
       const Real* h = network.hidden_layers(weights, film);
       if (args.noise.data == nullptr && row.noise() != Real(0)) sampler.draw_noise(i, first);
@@ -206,7 +203,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) film_mlp_sample(const SampleAr
       sampler.update(row, i, first, network.x, network.x_stride);
       __syncthreads();
     }
-    store_samples(shared_args, first, kSamples, network.x, network.x_stride);
+    store_samples(args.network, first, kSamples, network.x, network.x_stride);
   }
   weights.finish();
 }

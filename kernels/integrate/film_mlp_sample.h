@@ -4,7 +4,8 @@
 //   prediction_0 = clamp(d_0 x + d_1 output, -clip, clip)
 //   x           <- sum_j a_j state_j + sum_j b_j prediction_j + e output + c noise
 //
-// with state_0 = x and older states and predictions kept inside. Same bits as film_mlp and sampler_step.
+// with state_0 = x and older states and predictions kept inside. Same bits as film_mlp and
+// sampler_step.
 #pragma once
 
 #include "kernels/score/film_mlp.h"
@@ -19,8 +20,8 @@ struct FilmMLPSampleArgs {
   const int64_t* condition;  // [batch]: each sample's, within a row
   const T* coefficients;     // [num_rows, num_states + num_predictions + 6]
   int64_t num_rows, num_states, num_predictions;
-  T clip;            // NaN: that of the row
-  const T* noise;    // [num_rows, batch, dim], or null: drawn
+  T clip;          // NaN: that of the row
+  const T* noise;  // [num_rows, batch, dim], or null: drawn
   uint64_t seed, first_sample;
   uint32_t step;  // counter of row 0's noise
   int64_t batch;
@@ -33,7 +34,7 @@ struct FilmMLPSampleArgs {
 // Elements of scratch memory of one thread.
 GENSSL_DECLARE_KERNEL(template <class T> int64_t, film_mlp_sample_workspace,
                       (const FilmMLPSampleArgs<T>& args))
-// Every row of the table for samples [begin, end). The embeddings and the table of the conditions, and the
-// packed panels, are those of film_mlp.h.
+// Every row of the table for samples [begin, end). The embeddings and the table of the conditions,
+// and the packed panels, are those of film_mlp.h.
 GENSSL_DECLARE_KERNEL(template <class T> void, film_mlp_sample,
                       (const FilmMLPSampleArgs<T>& args, int64_t begin, int64_t end, T* workspace))

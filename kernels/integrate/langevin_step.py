@@ -69,9 +69,9 @@ def langevin_squares_kernel(
     step = scalar_or_tensor(step, step_tensor)
     sample = first_sample + rows
     noise_tile = _noise_tile(noise, offsets, mask, seed, step, sample, first_column, COLUMNS)
-    target = squares + 2 * tl.program_id(0).to(tl.int64)
-    tl.store(target, tl.sum(_sum_of_squares(noise_tile, mask)))
-    tl.store(target + 1, tl.sum(_sum_of_squares(score_tile, mask)))
+    target = squares + 2 * tl.program_id(0).to(tl.int64) + tl.zeros((ROWS, 1), tl.int64)
+    tl.store(target, _sum_of_squares(noise_tile, mask))
+    tl.store(target + 1, _sum_of_squares(score_tile, mask))
 
 
 @triton.jit

@@ -16,7 +16,7 @@
 
 namespace genssl {
 
-constexpr int64_t kSamplerTile = 2048;
+constexpr int64_t kSamplerTile = 512;
 // The most states or predictions that a row can combine.
 constexpr int kMaxHistory = 16;
 

@@ -1,9 +1,9 @@
 // See film_mlp.h for the formula and matmul.h for the tiles.
 //
-// A thread takes its samples in blocks of at most 8 tiles. For a panel of 32 columns it computes (where there
-// is no table) gamma and beta and then the products of the whole block, so that a panel is read from the
-// second level cache once per block; bias, FiLM, SiLU and the residual are applied to a tile while it is in
-// the first.
+// A thread takes its samples in blocks of at most 8 tiles. For a panel of 32 columns it computes
+// (where there is no table) gamma and beta and then the products of the whole block, so that a
+// panel is read from the second level cache once per block; bias, FiLM, SiLU and the residual are
+// applied to a tile while it is in the first.
 #include "kernels/score/film_mlp.h"
 
 #include "kernels/score/film_mlp_block.h"
@@ -81,8 +81,8 @@ void film_mlp_embed(const FilmMLPNetwork<T>& network, const FilmMLPConditions<T>
     const int64_t rows = smaller(kMaxBlockRows, end - row);
     const int64_t* labels = conditions.labels ? conditions.labels + row : nullptr;
     embed_times(network, conditions.times + row, rows, scratch.activations);
-    silu_linear(scratch.activations, network.time_dim, rows, first, scratch.next, stride, scratch.panels,
-                [](int64_t, int64_t, int64_t, Vec<T> value) { return value; });
+    silu_linear(scratch.activations, network.time_dim, rows, first, scratch.next, stride,
+                scratch.panels, [](int64_t, int64_t, int64_t, Vec<T> value) { return value; });
     silu_linear(scratch.next, stride, rows, second, conditions.embeddings + row * embed, embed,
                 scratch.panels, [&](int64_t r, int64_t n, int64_t lanes, Vec<T> value) {
                   if (labels == nullptr) return value;
@@ -104,8 +104,9 @@ void film_mlp_tabulate(const FilmMLPNetwork<T>& network, const FilmMLPConditions
         memcpy(target, product + r * kPanelColumns<T>, kPanelColumns<T> * sizeof(T));
       }
     };
-    multiply_panels(conditions.embeddings, network.embed, conditions.count, film_matrix(network, index),
-                    item - index * hidden_panels, 1, scratch.panels, keep);
+    multiply_panels(conditions.embeddings, network.embed, conditions.count,
+                    film_matrix(network, index), item - index * hidden_panels, 1, scratch.panels,
+                    keep);
   }
 }
 
@@ -123,13 +124,13 @@ void film_mlp(const FilmMLPArgs<T>& args, int64_t begin, int64_t end, T* workspa
   }
 }
 
-#define GENSSL_INSTANTIATE(T)                                                                      \
-  template FilmMLPSizes film_mlp_sizes(const FilmMLPNetwork<T>&);                                  \
-  template void film_mlp_pack(const FilmMLPNetwork<T>&, int64_t, int64_t);                         \
-  template void film_mlp_embed(const FilmMLPNetwork<T>&, const FilmMLPConditions<T>&, int64_t,     \
-                               int64_t, T*);                                                       \
-  template void film_mlp_tabulate(const FilmMLPNetwork<T>&, const FilmMLPConditions<T>&, int64_t,  \
-                                  int64_t, T*);                                                    \
+#define GENSSL_INSTANTIATE(T)                                                                     \
+  template FilmMLPSizes film_mlp_sizes(const FilmMLPNetwork<T>&);                                 \
+  template void film_mlp_pack(const FilmMLPNetwork<T>&, int64_t, int64_t);                        \
+  template void film_mlp_embed(const FilmMLPNetwork<T>&, const FilmMLPConditions<T>&, int64_t,    \
+                               int64_t, T*);                                                      \
+  template void film_mlp_tabulate(const FilmMLPNetwork<T>&, const FilmMLPConditions<T>&, int64_t, \
+                                  int64_t, T*);                                                   \
   template void film_mlp(const FilmMLPArgs<T>&, int64_t, int64_t, T*);
 GENSSL_INSTANTIATE(float)
 GENSSL_INSTANTIATE(double)

@@ -27,13 +27,14 @@ struct Setup {
 template <int kSamples, bool kShared, typename Real>
 cudaError_t launch_branch(const BranchArgs<Real>& args, const Plan& plan, dim3 grid,
                           cudaStream_t stream) {
-  return launch(film_branch<kSamples, kShared, Real>,
-                {grid, dim3(plan.threads), plan.shared_bytes}, stream, args);
+  return launch(film_branch<kSamples, kShared, Real>, {grid, dim3(plan.threads), plan.shared_bytes},
+                stream, args);
 }
 
 template <typename Real>
 cudaError_t launch_branch(const BranchArgs<Real>& args, const Preparation<Real>& preparation,
                           cudaStream_t stream) {
+  if (args.mlp.shape.output == 0) return cudaSuccess;  // a network without blocks
   const Plan& plan = preparation.branch_plan;
   const dim3 grid = preparation.branch_grid(args.count);
   if constexpr (sizeof(Real) == sizeof(float)) {
@@ -52,6 +53,7 @@ BranchArgs<Real> branch_args(const FilmMLPTensors& tensors, const Preparation<Re
   BranchArgs<Real> args{};
   args.mlp = preparation.branch;
   args.packed = workspace.branch;
+  args.resident = preparation.branch_plan.resident;
   args.frequencies = tensors.frequencies;
   args.sin_first = tensors.sin_first != 0;
   args.workspace = workspace.branch_activations;
@@ -83,7 +85,7 @@ cudaError_t run(const FilmMLPArgs& args, const Device& device, void* memory, cud
   const int64_t slice = slice_size(args);
   const size_t row_bytes = args.tensors.dim * element_bytes(args.tensors.type);
   for (int64_t first = 0; first < args.batch && error == cudaSuccess; first += slice) {
-    const int64_t batch = smaller64(slice, args.batch - first);
+    const int64_t batch = smaller<int64_t>(slice, args.batch - first);
     if (first == 0 || args.per_sample_time) {
       const Times times{args.times, first, 1, args.per_sample_time ? batch : 1};
       error = launch_times(args.tensors, times, setup.preparation, setup.workspace, stream);
@@ -139,9 +141,9 @@ cudaError_t launch_times(const FilmMLPTensors& tensors, const Times& times,
   return launch_branch(args, preparation, stream);
 }
 
-#define GENSSL_INSTANTIATE(Real)                                                                 \
-  template cudaError_t launch_weights(const FilmMLPTensors&, const Preparation<Real>&,           \
-                                      const Workspace<Real>&, cudaStream_t);                     \
+#define GENSSL_INSTANTIATE(Real)                                                                   \
+  template cudaError_t launch_weights(const FilmMLPTensors&, const Preparation<Real>&,             \
+                                      const Workspace<Real>&, cudaStream_t);                       \
   template cudaError_t launch_times(const FilmMLPTensors&, const Times&, const Preparation<Real>&, \
                                     const Workspace<Real>&, cudaStream_t);
 GENSSL_INSTANTIATE(float)
@@ -150,7 +152,7 @@ GENSSL_INSTANTIATE(double)
 
 int film_mlp_workspace(const FilmMLPArgs& args, size_t* bytes) {
   Device device;
-  const cudaError_t error = current_device(&device);
+  const cudaError_t error = use_device(args.tensors.device, &device);
   if (error != cudaSuccess) return error;
   *bytes = args.tensors.type == ElementType::float64
                ? Setup<double>(args, device, nullptr).workspace.bytes
@@ -160,11 +162,11 @@ int film_mlp_workspace(const FilmMLPArgs& args, size_t* bytes) {
 
 int launch_film_mlp(const FilmMLPArgs& args, void* workspace, void* stream) {
   Device device;
-  const cudaError_t error = current_device(&device);
+  const cudaError_t error = use_device(args.tensors.device, &device);
   if (error != cudaSuccess) return error;
   const auto queue = static_cast<cudaStream_t>(stream);
   return args.tensors.type == ElementType::float64 ? run<double>(args, device, workspace, queue)
-                                                  : run<float>(args, device, workspace, queue);
+                                                   : run<float>(args, device, workspace, queue);
 }
 
 const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

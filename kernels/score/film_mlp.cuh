@@ -6,14 +6,15 @@
 //   h_{l+1}  = h_l + silu((1 + g_l) (W_l h_l + c_l) + b_l)
 //   output   = W_out h_L + b_out
 //
-// Launches: pack the weights of both chains; the time branch once per distinct time, and its last layer
-// once per class (it is linear, so the two parts are added where they are used); then the network, a
-// tile of 8, 16 or 32 samples per block. 2 L H^2 + 4 D H flops a sample. Per tile the weights are read
-// once from the L2 cache, or, where they stay in shared memory, once per block.
+// Launches: pack the weights of both chains; the time branch once per distinct time, and its last
+// layer once per class (it is linear, so the two parts are added where they are used); then the
+// network, a tile of 8, 16 or 32 samples per block. 2 L H^2 + 4 D H flops a sample. Per tile the
+// weights are read once from the L2 cache, or, where they stay in shared memory, once per block.
 //
-// 1024 samples of a 2-128x3-2 network: 101 kflop a sample, 198 KB of weights. Tiles of 8 samples fill 128
-// of the 132 multiprocessors of an H200; 3 layers of 128 x 128 x 8 take 3 x 1024 cycles of the 128 fp32
-// lanes, about 2 us, so the launches dominate a single forward pass.
+// 1024 samples of a 2-128x3-2 network: 99 kflop a sample, 201 KB of packed weights. Tiles of 8
+// samples fill 128 of the 132 multiprocessors of an H200; a layer of 128 x 128 x 8 takes at least
+// 1024 cycles of the 128 fp32 lanes, all of them about 2 us, so the launches dominate a single
+// forward pass. No figure here is measured yet: written on a machine without a GPU.
 #pragma once
 
 #include "kernels/common/packed_mlp.cuh"
@@ -41,6 +42,7 @@ template <typename Real>
 struct BranchArgs {
   PackedMLP mlp;
   const Real* packed;
+  bool resident;
   Times times;
   Array frequencies;
   bool sin_first;
@@ -92,23 +94,24 @@ __device__ Real class_element(const BranchArgs<Real>& args, int64_t row, int ind
 }
 
 __host__ __device__ inline int branch_stride(const MLPShape& shape) {
-  return padded(shape.input > shape.hidden ? shape.input : shape.hidden);
+  return padded(larger(shape.input, shape.hidden));
 }
 
-// grid.x: tiles of times or classes; grid.y: parts of the last layer, each with the first two again.
+// grid.x: tiles of times or classes; grid.y: parts of the last layer, each with the first two
+// again.
 template <int kSamples, bool kShared, typename Real>
 __global__ void __launch_bounds__(kMaxThreads, 1) film_branch(const BranchArgs<Real> args) {
   const PackedMLP& mlp = args.mlp;
   const bool of_classes = args.class_embedding.data != nullptr;
   const int row_tiles = mlp.last.row_tiles, stride = branch_stride(mlp.shape);
   Real* shared = static_cast<Real*>(dynamic_shared());
-  Real* activations =
-      kShared ? shared + kStages * mlp.slot_size
-              : args.workspace + int64_t{2} * kSamples * stride * (blockIdx.y * gridDim.x + blockIdx.x);
+  const int64_t block = blockIdx.y * gridDim.x + blockIdx.x;
+  Real* activations = kShared ? shared + weights_size(mlp, args.resident)
+                              : args.workspace + block * 2 * kSamples * stride;
   Real* other = activations + kSamples * stride;
   const Section section{of_classes ? 2 : 0, static_cast<int>(row_tiles * blockIdx.y / gridDim.y),
                         static_cast<int>(row_tiles * (blockIdx.y + 1) / gridDim.y)};
-  WeightStream<Real> weights(mlp, args.packed, shared, false, section);
+  WeightStream<Real> weights(mlp, args.packed, shared, args.resident, section);
   for (int i = threadIdx.x; i < 2 * kSamples * stride; i += blockDim.x) activations[i] = 0;
   for (int64_t first = int64_t{blockIdx.x} * kSamples; first < args.count;
        first += int64_t{gridDim.x} * kSamples) {
@@ -120,10 +123,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1) film_branch(const BranchArgs<R
                                                      : embedding_element(args, first + row, index);
     }
     __syncthreads();
-    if (!of_classes) {
-      apply_layer<kSamples>(weights, 0, activations, stride, false, SiluEpilogue<Real>{other, stride});
-      apply_layer<kSamples>(weights, 1, other, stride, false,
-                            SiluEpilogue<Real>{activations, stride});
+    for (int layer = section.first_layer; layer < 2; ++layer) {
+      apply_layer<kSamples>(weights, layer, layer == 0 ? activations : other, stride, false,
+                            SiluEpilogue<Real>{layer == 0 ? other : activations, stride});
     }
     apply_last_layer<kSamples>(weights, activations, stride,
                                RowsEpilogue<Real>{args.film, mlp.shape.output, first, args.count});
@@ -156,15 +158,17 @@ struct BiasEpilogue {
   }
 };
 
+// Of the first layer (block -1), which has no modulation and no residual, and of every block: one
+// code for both, since the multiplication is instantiated with it.
 template <typename Real>
-struct FilmEpilogue {
+struct BlockEpilogue {
   struct Output {
     Real bias, scale, shift;
   };
   const Real* bias;  // of this layer
   Film<Real> film;
   const int* rows;  // of each sample: its time's row and its class
-  int hidden, layer, samples;
+  int hidden, block, samples;
   int64_t film_stride;
   const Real* input;
   Real* output;
@@ -172,21 +176,25 @@ struct FilmEpilogue {
 
   __device__ Output load(int index) const {
     Output constants{bias[index], 0, 0};
-    if (film.per_sample()) return constants;
-    const Real* modulation = film.of_times + int64_t{2} * layer * hidden + index;
+    if (block < 0 || film.per_sample()) return constants;
+    const Real* modulation = film.of_times + int64_t{2} * block * hidden + index;
     constants.scale = modulation[0];
     constants.shift = modulation[hidden];
     return constants;
   }
 
   __device__ void store(int sample, int index, Real sum, Output constants) const {
-    if (film.per_sample()) add_modulation(sample, index, &constants);
-    const Real value = fma(Real(1) + constants.scale, sum + constants.bias, constants.shift);
-    output[sample * stride + index] = input[sample * stride + index] + silu(value);
+    Real value = sum + constants.bias;
+    if (block >= 0) {
+      if (film.per_sample()) add_modulation(sample, index, &constants);
+      value = input[sample * stride + index] +
+              silu(fma(Real(1) + constants.scale, value, constants.shift));
+    }
+    output[sample * stride + index] = value;
   }
 
   __device__ void add_modulation(int sample, int index, Output* constants) const {
-    const int64_t place = int64_t{2} * layer * hidden + index;
+    const int64_t place = int64_t{2} * block * hidden + index;
     const Real* of_time = film.of_times + rows[sample] * film_stride + place;
     constants->scale = of_time[0];
     constants->shift = of_time[hidden];
@@ -211,39 +219,41 @@ struct NetworkArgs {
   Real* workspace;
 };
 
-// A block's activations: x, padded(D) wide, then one or two hidden buffers, then what the caller adds.
+// What a block keeps of its tile. Shared memory: rows, what the caller reserves, the weights, then
+// the activations: x, padded(D) wide, one or two hidden buffers, and the rest, which is the
+// caller's.
 template <int kSamples, bool kShared, typename Real>
 struct Network {
   const NetworkArgs<Real>& args;
   int* rows;  // [2, kSamples]: row of the time, class
-  Real *x, *hidden, *other_hidden, *rest;
+  Real *reserved, *weights, *x, *hidden, *other_hidden, *rest;
   int x_stride, hidden_stride;
 
-  // Shared memory: rows, weights, activations. `rest_per_sample` elements are the caller's.
-  __device__ Network(const NetworkArgs<Real>& args, int64_t rest_per_sample) : args(args) {
+  __device__ Network(const NetworkArgs<Real>& args, int num_reserved, int64_t rest_per_sample)
+      : args(args) {
     const MLPShape& shape = args.mlp.shape;
     x_stride = padded(shape.input);
     hidden_stride = padded(shape.hidden);
     const int buffers = hidden_buffers(shape, args.mlp.tile);
     const int64_t per_sample = x_stride + buffers * hidden_stride + rest_per_sample;
     rows = static_cast<int*>(dynamic_shared());
-    x = kShared ? weights() + weights_size() : args.workspace + per_sample * kSamples * blockIdx.x;
+    reserved = reinterpret_cast<Real*>(rows + 2 * kSamples);
+    weights = reserved + num_reserved;
+    x = kShared ? weights + weights_size(args.mlp, args.resident)
+                : args.workspace + per_sample * kSamples * blockIdx.x;
     hidden = x + kSamples * x_stride;
     other_hidden = hidden + (buffers - 1) * kSamples * hidden_stride;
     rest = other_hidden + kSamples * hidden_stride;
     for (int64_t i = threadIdx.x; i < per_sample * kSamples; i += blockDim.x) x[i] = 0;
   }
 
-  __device__ Real* weights() const { return reinterpret_cast<Real*>(rows + 2 * kSamples); }
-  __device__ int64_t weights_size() const {
-    return args.resident ? args.mlp.size() : int64_t{kStages} * args.mlp.slot_size;
-  }
   __device__ Section section() const { return {0, 0, args.mlp.last.row_tiles}; }
   __device__ const Real* bias(int layer) const {
     return args.packed + args.mlp.size() + static_cast<int64_t>(layer) * args.mlp.shape.hidden;
   }
 
-  // Samples past the end of the batch are zeros with the last sample's class; they are never stored.
+  // Samples past the end of the batch are zeros with the last sample's class; they are never
+  // stored.
   __device__ void load_samples(int64_t first) {
     const int dim = args.mlp.shape.input;
     for (int i = threadIdx.x; i < kSamples * dim; i += blockDim.x) {
@@ -267,19 +277,17 @@ struct Network {
   }
 
   // All layers but the last; returns the activations that the last one reads.
-  __device__ const Real* hidden_layers(WeightStream<Real>& weights, const Film<Real>& film) {
+  __device__ const Real* hidden_layers(WeightStream<Real>& weight_stream, const Film<Real>& film) {
     const MLPShape& shape = args.mlp.shape;
-    apply_layer<kSamples>(weights, 0, x, x_stride, false,
-                          BiasEpilogue<Real>{bias(0), hidden, hidden_stride});
-    Real *from = hidden, *to = other_hidden;
-    for (int layer = 0; layer < shape.hidden_layers; ++layer) {
+    const Real* from = x;
+    Real* to = hidden;
+    for (int layer = 0; layer <= shape.hidden_layers; ++layer) {
       apply_layer<kSamples>(
-          weights, layer + 1, from, hidden_stride, from == to,
-          FilmEpilogue<Real>{bias(layer + 1), film, rows, shape.hidden, layer, kSamples, film_size(shape),
-                             from, to, hidden_stride});
-      Real* swapped = from;
+          weight_stream, layer, from, layer == 0 ? x_stride : hidden_stride, from == to,
+          BlockEpilogue<Real>{bias(layer), film, rows, shape.hidden, layer - 1, kSamples,
+                              film_size(shape), from, to, hidden_stride});
       from = to;
-      to = swapped;
+      to = to == hidden ? other_hidden : hidden;
     }
     return from;
   }
@@ -305,8 +313,8 @@ struct OutputEpilogue {
 
 template <int kSamples, bool kShared, typename Real>
 __global__ void __launch_bounds__(kMaxThreads, 1) film_mlp(const NetworkArgs<Real> args) {
-  Network<kSamples, kShared, Real> network(args, 0);
-  WeightStream<Real> weights(args.mlp, args.packed, network.weights(), args.resident,
+  Network<kSamples, kShared, Real> network(args, 0, 0);
+  WeightStream<Real> weights(args.mlp, args.packed, network.weights, args.resident,
                              network.section());
   const MLPShape& shape = args.mlp.shape;
   for (int64_t first = int64_t{blockIdx.x} * kSamples; first < args.batch;

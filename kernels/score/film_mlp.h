@@ -5,9 +5,10 @@
 //   h  <- h + silu((1 + gamma) (W h + c) + beta),   [gamma, beta] = W_film e,   for every block
 //   y   = W_out h + b_out
 //
-// A condition is what e, gamma and beta depend on: a time, or a time and a label. Each is embedded once,
-// however many samples share it. With a table, gamma and beta are computed once per condition, too; without
-// one (as many conditions as samples) they are computed per block of samples, where they stay in cache.
+// A condition is what e, gamma and beta depend on: a time, or a time and a label. Each is embedded
+// once, however many samples share it. With a table, gamma and beta are computed once per
+// condition, too; without one (as many conditions as samples) they are computed per block of
+// samples, where they stay in cache.
 #pragma once
 
 #include <stdint.h>

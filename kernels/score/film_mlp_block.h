@@ -1,5 +1,5 @@
-// The FiLM-MLP for one block of samples, whose activations stay in the second level cache through all
-// layers. Shared by film_mlp and film_mlp_sample.
+// The FiLM-MLP for one block of samples, whose activations stay in the second level cache through
+// all layers. Shared by film_mlp and film_mlp_sample.
 #pragma once
 
 #include "kernels/common/math.h"
@@ -11,8 +11,8 @@ namespace genssl::GENSSL_ISA {
 constexpr int kMaxBlockRows = 8 * kTileRows;
 constexpr int64_t kBlockBytes = 256 << 10;
 
-// Rows of activations are padded to whole panels, and by one register so that a power of two does not send
-// all rows to the same cache sets.
+// Rows of activations are padded to whole panels, and by one register so that a power of two does
+// not send all rows to the same cache sets.
 template <class T>
 GENSSL_INLINE int64_t row_stride(int64_t columns) {
   return count_panels<T>(columns) * kPanelColumns<T> + Vec<T>::size;
@@ -38,8 +38,10 @@ struct FilmMLPScratch {
   int64_t activation_stride, embedding_stride, size;
 
   GENSSL_INLINE FilmMLPScratch(const FilmMLPNetwork<T>& network, T* workspace) {
-    const int64_t depth = larger(larger(network.dim, network.hidden), larger(network.embed, network.time_dim));
-    activation_stride = row_stride<T>(larger(network.hidden, larger(network.embed, network.time_dim)));
+    const int64_t depth =
+        larger(larger(network.dim, network.hidden), larger(network.embed, network.time_dim));
+    activation_stride =
+        row_stride<T>(larger(network.hidden, larger(network.embed, network.time_dim)));
     embedding_stride = row_stride<T>(network.embed);
     activations = workspace;
     next = activations + kMaxBlockRows * activation_stride;
@@ -60,8 +62,7 @@ template <class T>
 GENSSL_INLINE Matrix<T> trunk_matrix(const FilmMLPNetwork<T>& network, int64_t index) {
   const int64_t dim = network.dim, hidden = network.hidden;
   if (index == 0) return {network.w_in, network.trunk_panels, hidden, dim};
-  const int64_t offset =
-      packed_size<T>(hidden, dim) + (index - 1) * packed_size<T>(hidden, hidden);
+  const int64_t offset = packed_size<T>(hidden, dim) + (index - 1) * packed_size<T>(hidden, hidden);
   const T* panels = offset_or_null(network.trunk_panels, offset);
   if (index > network.blocks) return {network.w_out, panels, dim, hidden};
   return {network.w + (index - 1) * hidden * hidden, panels, hidden, hidden};
@@ -82,7 +83,8 @@ GENSSL_INLINE int64_t film_columns(const FilmMLPNetwork<T>& network) {
 
 template <class T>
 GENSSL_INLINE Vec<T> load_lanes(const T* source, int64_t count) {
-  return count >= Vec<T>::size ? Vec<T>::load(source) : Vec<T>::load(source, static_cast<int>(count));
+  return count >= Vec<T>::size ? Vec<T>::load(source)
+                               : Vec<T>::load(source, static_cast<int>(count));
 }
 template <class T>
 GENSSL_INLINE void store_lanes(Vec<T> value, T* target, int64_t count) {
@@ -134,7 +136,8 @@ inline void film_panels(const T* h, int64_t stride, int64_t rows, const Matrix<T
         const auto activate = [&](int64_t r, int64_t n, int64_t lanes, Vec<T> value) {
           const T* gamma = film.rows[r] + first + n;
           const Vec<T> scale = Vec<T>(T(1)) + Vec<T>::load(gamma);
-          const Vec<T> inner = fma(scale, value + load_lanes(bias + n, lanes), Vec<T>::load(gamma + film.beta));
+          const Vec<T> inner =
+              fma(scale, value + load_lanes(bias + n, lanes), Vec<T>::load(gamma + film.beta));
           (Vec<T>::load(h + r * stride + n) + silu(inner)).store(target + r * stride + n);
         };
         for_each_register<T>(row, tile, column, matrix.columns, product, activate);
@@ -156,7 +159,8 @@ inline void tabulated_block(const FilmMLPNetwork<T>& network, int64_t block, int
   }
 }
 
-// One residual block whose gamma and beta are computed, a panel at a time, from the samples' embeddings.
+// One residual block whose gamma and beta are computed, a panel at a time, from the samples'
+// embeddings.
 template <class T>
 inline void embedded_block(const FilmMLPNetwork<T>& network, int64_t block, int64_t rows,
                            const FilmRows<T>& film, FilmMLPScratch<T>& scratch) {
@@ -213,8 +217,8 @@ inline void run_block(const FilmMLPNetwork<T>& network, bool tabulated, const Fi
     scratch.next = scratch.activations;
     scratch.activations = finished;
   }
-  linear(scratch.activations, stride, rows, trunk_matrix(network, network.blocks + 1), network.b_out,
-         y, network.dim, scratch.panels);
+  linear(scratch.activations, stride, rows, trunk_matrix(network, network.blocks + 1),
+         network.b_out, y, network.dim, scratch.panels);
 }
 
 }  // namespace genssl::GENSSL_ISA

@@ -8,10 +8,11 @@
 
 namespace genssl::cuda {
 
-// Tensors of one network; contiguous, all on the current device.
+// Tensors of one network; contiguous, all on one device.
 struct FilmMLPTensors {
+  int32_t device;
   int32_t dim, hidden, blocks, embed, time_dim, num_classes;
-  ElementType type;                  // of x, the weights and the output
+  ElementType type;                 // of x, the weights and the output
   const void* x;                    // [B, D]
   const void *w_in, *b_in;          // [H, D], [H]
   const void *w, *c;                // [L, H, H], [L, H]
@@ -27,9 +28,9 @@ struct FilmMLPTensors {
 struct FilmMLPArgs {
   FilmMLPTensors tensors;
   int64_t batch;
-  Array times;              // [B], or one time for the batch
+  Array times;  // [B], or one time for the batch
   int32_t per_sample_time;
-  void* output;             // [B, D]
+  void* output;  // [B, D]
 };
 
 // Bytes of scratch memory on the device; an error of the CUDA runtime is returned as its number.

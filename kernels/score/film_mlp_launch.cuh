@@ -1,6 +1,7 @@
 // What the launchers of the FiLM-MLP and of its sampling loop share: plans, workspace, preparation.
 #pragma once
 
+#include "kernels/common/packed_mlp_plan.cuh"
 #include "kernels/score/film_mlp.cuh"
 
 namespace genssl::cuda {
@@ -21,8 +22,12 @@ constexpr int kMaxSamples = sizeof(Real) == sizeof(float) ? 32 : 0;
 template <typename Real>
 Problem network_problem(const FilmMLPTensors& tensors, int64_t batch, int64_t passes, int64_t rest,
                         size_t extra_bytes) {
-  return {network_shape(tensors), batch,        passes,
-          padded(tensors.dim) + rest, kMaxSamples<Real>, sizeof(Real),
+  return {network_shape(tensors),
+          batch,
+          passes,
+          padded(tensors.dim) + rest,
+          kMaxSamples<Real>,
+          sizeof(Real),
           sizeof(int) * 2 * 32 + extra_bytes};
 }
 
@@ -41,23 +46,23 @@ struct Preparation {
         num_classes(tensors.labels != nullptr ? tensors.num_classes : 0),
         device(device) {
     const MLPShape shape = branch_shape(tensors);
-    const Problem problem{shape, num_times,         1, int64_t{2} * branch_stride(shape),
-                          kMaxSamples<Real>, sizeof(Real), 0};
+    const Problem problem{
+        shape, num_times, 1, int64_t{2} * branch_stride(shape), kMaxSamples<Real>, sizeof(Real), 0};
     branch_plan = choose_plan(problem, device);
     branch = PackedMLP(shape, branch_plan.tile);
   }
 
   // Few rows leave multiprocessors idle, so the last layer is split between blocks.
   dim3 branch_grid(int64_t rows) const {
-    const int64_t tiles = ceil_divide(rows, branch_plan.samples);
-    const int x = static_cast<int>(smaller64(tiles, device.num_multiprocessors));
+    const int64_t tiles = divide_up<int64_t>(rows, branch_plan.samples);
+    const int x = static_cast<int>(smaller<int64_t>(tiles, device.num_multiprocessors));
     return dim3(x, smaller(branch.last.row_tiles, divide_up(device.num_multiprocessors, x)));
   }
   int64_t branch_activations(int64_t rows) const {
     const dim3 grid = branch_grid(rows);
-    return branch_plan.shared_activations ? 0
-                                          : int64_t{2} * branch_plan.samples *
-                                                branch_stride(branch.shape) * grid.x * grid.y;
+    return branch_plan.shared_activations
+               ? 0
+               : int64_t{2} * branch_plan.samples * branch_stride(branch.shape) * grid.x * grid.y;
   }
 };
 
@@ -105,8 +110,7 @@ cudaError_t launch_times(const FilmMLPTensors& tensors, const Times& times,
                          cudaStream_t stream);
 
 template <typename Real>
-NetworkArgs<Real> network_args(const FilmMLPTensors& tensors,
-                               const Preparation<Real>& preparation,
+NetworkArgs<Real> network_args(const FilmMLPTensors& tensors, const Preparation<Real>& preparation,
                                const Workspace<Real>& workspace, const Plan& plan, int64_t batch,
                                bool per_sample_time) {
   NetworkArgs<Real> args{};

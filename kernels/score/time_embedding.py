@@ -70,9 +70,7 @@ def time_embedding_kernel(
     tl.store(target + half, sine.to(out_dtype), mask=mask)
 
 
-def time_embedding(
-    t: torch.Tensor, frequencies: torch.Tensor, sin_first: bool, dim: int
-) -> torch.Tensor:
+def time_embedding(t: torch.Tensor, frequencies: torch.Tensor, sin_first: bool, dim: int) -> torch.Tensor:
     """[..., dim] in the dtype of t [...]; `frequencies` [dim // 2] is fp32 or fp64."""
     if t.numel() == 0 or dim < 2:
         return t.new_zeros((*t.shape, dim))

@@ -17,14 +17,19 @@ def draw_weights(dim, hidden, blocks, embed, time_dim, classes=None, *, dtype=to
 
 
 def sampler_table(rows=5):
-    """Coefficients with two states, three predictions, noise in some rows and clipping in others."""
+    """Two states, three predictions, noise in every second row and clipping in most."""
     times = torch.linspace(1.0, 0.1, rows).tolist()
     return CoefficientTable.from_rows(
         [
-            dict(
-                state=[0.9, 0.05], prediction=[0.1, -0.03, 0.02], output=-0.04, noise=0.1 * (row % 2),
-                denoise=(1.0, -0.5), clip=0.8 if row % 3 else float("inf"), time=time,
-            )
+            {
+                "state": [0.9, 0.05],
+                "prediction": [0.1, -0.03, 0.02],
+                "output": -0.04,
+                "noise": 0.1 * (row % 2),
+                "denoise": (1.0, -0.5),
+                "clip": 0.8 if row % 3 else float("inf"),
+                "time": time,
+            }
             for row, time in enumerate(times)
         ]
-    )  # fmt: skip
+    )

@@ -1,0 +1,26 @@
+"""Which cases exist, and which of them a command asks for."""
+
+from bench import integrate, random, score
+from bench.case import Case
+
+FAMILIES = {family.name: family for family in (random.cases, integrate.cases, score.cases)}
+
+
+def select(names: list[str], match: str | None, device: str) -> list[Case]:
+    """The cases of the named families (all when none is named) whose name contains `match`.
+
+    Raises:
+        ValueError: for an unknown family, or when nothing is left to run.
+    """
+    for name in names:
+        if name not in FAMILIES:
+            raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {name!r}")
+    chosen = [
+        case
+        for name in names or FAMILIES
+        for case in FAMILIES[name]
+        if device in case.devices and (match is None or match in case.name)
+    ]
+    if not chosen:
+        raise ValueError(f"no case for device {device!r} matches {match!r}")
+    return chosen

@@ -1,0 +1,1 @@
+"""The subcommands of `genssl-fast`, each with `add_arguments(parser)` and `run(arguments)`."""

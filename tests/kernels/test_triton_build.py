@@ -1,0 +1,178 @@
+"""Ahead-of-time compilation of every Triton kernel, as its launcher launches it, within a budget.
+
+The launchers run on CPU tensors under a driver that has a target and no device, so that what is
+compiled is what a GPU would get: the same tiles, options, alignments and argument types.
+"""
+
+import math
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+from genssl_fast.kernels.common.tile import NUM_WARPS, TILE_ELEMENTS
+from genssl_fast.kernels.integrate import langevin_step, sampler_step
+from genssl_fast.kernels.random import random
+from genssl_fast.kernels.score import time_embedding
+from triton.backends.compiler import GPUTarget
+
+ARCHITECTURES = (80, 90, 100)
+TYPE_NAMES = {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+}
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+COUNTER = (1, None, 2, None, 3)
+
+
+def run_random(distribution):
+    return lambda x: random.random(x, distribution, *COUNTER)
+
+
+def run_step(x, history=0, index_tensor=None, counter=COUNTER):
+    table = torch.zeros(3, 2 * (history + 1) + 6, dtype=torch.float64)
+    past = [x] * history
+    sampler_step.sampler_step(
+        x, x, past, past, None, table, 0, index_tensor, history + 1, math.nan, *counter
+    )  # fmt: skip
+
+
+def run_step_with_tensors(x):
+    number = torch.zeros((), dtype=torch.int64)
+    rows = number.expand(len(x))
+    run_step(x, history=2, index_tensor=rows, counter=(0, number, 0, number, 0))
+
+
+def run_langevin(x, snr=0.1):
+    step_size = 0.1 if math.isnan(snr) else math.nan
+    langevin_step.langevin_step(x, x, None, snr, step_size, 1.0, *COUNTER)
+
+
+def run_langevin_given(x):
+    run_langevin(x, math.nan)
+
+
+def run_embedding(x):
+    frequencies = torch.zeros(x.shape[1])
+    time_embedding.time_embedding(x[:, 0], frequencies, False, 2 * x.shape[1])
+
+
+LONG, SHORT = (4, 4096), (64, 64)
+UPDATE = langevin_step.langevin_update_kernel
+SQUARES = langevin_step.langevin_squares_kernel
+STEP = sampler_step.sampler_step_kernel
+RANDOM = random.random_kernel
+EMBEDDING = time_embedding.time_embedding_kernel
+# Sine and cosine in fp64 are libdevice's, whose reduction of large arguments needs the stack.
+NOT_FP64 = tuple(dtype for dtype in FLOATING if dtype != torch.float64)
+FP32 = (torch.float32,)
+
+
+class Case(NamedTuple):
+    """Streams that the kernel reads and writes, and registers that it may use, apart for fp64."""
+
+    kernel: triton.JITFunction
+    call: Callable
+    shape: tuple[int, int]
+    reads: int
+    writes: int
+    registers: int
+    registers_fp64: int = 0
+    dtypes: tuple[torch.dtype, ...] = FLOATING
+
+
+CASES = {
+    "uniform": Case(RANDOM, run_random(0), LONG, 0, 1, 32, dtypes=FP32),
+    "normal": Case(RANDOM, run_random(1), LONG, 0, 1, 40, 40),
+    "normal-short": Case(RANDOM, run_random(1), SHORT, 0, 1, 40, dtypes=FP32),
+    "rademacher": Case(RANDOM, run_random(2), LONG, 0, 1, 32, dtypes=FP32),
+    "step": Case(STEP, run_step, LONG, 2, 2, 48, 80),
+    "step-short": Case(STEP, run_step, SHORT, 2, 2, 48, dtypes=FP32),
+    "step-history": Case(STEP, run_step_with_tensors, LONG, 6, 2, 56, 96),
+    "langevin-squares": Case(SQUARES, run_langevin, LONG, 1, 0, 48, 64),
+    "langevin-update": Case(UPDATE, run_langevin, LONG, 2, 1, 64, 80),
+    "langevin-short": Case(UPDATE, run_langevin, SHORT, 2, 1, 56, dtypes=FP32),
+    "langevin-given": Case(UPDATE, run_langevin_given, LONG, 2, 1, 48, dtypes=FP32),
+    "embedding": Case(EMBEDDING, run_embedding, LONG, 0, 2, 40, dtypes=NOT_FP64),
+}
+
+
+class StubDriver:
+    """As much of Triton's driver as compilation needs: a target without a device."""
+
+    def __init__(self, architecture: int):
+        self.architecture = architecture
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self):
+        return self.architecture
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.fixture
+def compile_launches(monkeypatch):
+    """Compiles, and does not run, what a call launches: kernel -> compiled kernel."""
+
+    def compile_launches(call, x, architecture):
+        compiled = {}
+        monkeypatch.setattr(triton.runtime.driver, "_active", StubDriver(architecture))
+        for kernel in {case.kernel for case in CASES.values()}:
+
+            def compile_only(*args, kernel=kernel, run=type(kernel).run, warmup, **kwargs):
+                compiled[kernel] = run(kernel, *args, warmup=True, **kwargs)
+
+            monkeypatch.setattr(kernel, "run", compile_only)
+        call(x)
+        return compiled
+
+    return compile_launches
+
+
+def resource_usage(cubin: bytes, folder: Path) -> dict[str, int]:
+    (folder / "kernel.cubin").write_bytes(cubin)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    command = [tool, "--dump-resource-usage", folder / "kernel.cubin"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", listing)}
+
+
+def wide_bytes(ptx: str, instruction: str) -> int:
+    """Bytes that one thread moves by instructions of at least 16 bytes."""
+    found = re.findall(rf"{instruction}\.global\S*\.v(\d)\.[bf](\d+)", ptx)
+    widths = [int(count) * int(bits) // 8 for count, bits in found]
+    return sum(width for width in widths if width >= 16)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        pytest.param(case, dtype, id=f"{name}-{TYPE_NAMES[dtype]}")
+        for name, case in CASES.items()
+        for dtype in case.dtypes
+    ],
+)
+def test_budget(case, dtype, architecture, compile_launches, tmp_path):
+    x = torch.zeros(case.shape, dtype=dtype)
+    compiled = compile_launches(case.call, x, architecture)[case.kernel]
+    usage = resource_usage(compiled.asm["cubin"], tmp_path)
+    assert usage["STACK"] == usage["LOCAL"] == 0, "spills"
+    assert usage["REG"] <= (case.registers_fp64 if dtype == torch.float64 else case.registers)
+    assert compiled.metadata.shared <= 4096
+    thread_bytes = TILE_ELEMENTS // (32 * NUM_WARPS) * dtype.itemsize
+    assert wide_bytes(compiled.asm["ptx"], "ld") >= case.reads * thread_bytes
+    assert wide_bytes(compiled.asm["ptx"], "st") >= case.writes * thread_bytes

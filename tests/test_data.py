@@ -1,0 +1,106 @@
+"""What `--data` accepts, what it becomes, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genssl_fast.data import Scale, load_dataset, load_digits
+
+
+def test_digits_are_split_by_the_agreed_permutation():
+    from sklearn import datasets
+
+    images = datasets.load_digits().images
+    order = np.random.RandomState(0).permutation(1797)
+    training, held_out = load_digits()
+    assert training.samples.shape == (1437, 1, 8, 8)
+    assert held_out.samples.shape == (360, 1, 8, 8)
+    restored = training.scale.restore(training.samples[0, 0]).numpy()
+    np.testing.assert_array_equal(restored, images[order[0]])
+    np.testing.assert_array_equal(
+        held_out.samples[-1, 0].numpy(), (images[order[-1]] / 8 - 1).astype(np.float32)
+    )
+
+
+def test_scale_restores_what_it_normalized():
+    scale = Scale(-3.0, 7.0)
+    values = torch.tensor([-3.0, 0.0, 7.0])
+    torch.testing.assert_close(scale.normalize(values), torch.tensor([-1.0, -0.4, 1.0]))
+    torch.testing.assert_close(scale.restore(scale.normalize(values)), values)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_arrays_are_scaled_by_their_range(tmp_path, suffix):
+    array = np.array([[0.0, 5.0], [10.0, 2.5]])
+    path = tmp_path / f"data{suffix}"
+    np.save(path, array) if suffix == ".npy" else np.savez(path, values=array)
+    samples, scale = load_dataset(path)
+    assert samples.dtype == torch.float32
+    assert samples.tolist() == [[-1.0, 0.0], [1.0, -0.5]]
+    assert scale == Scale(0.0, 10.0)
+
+
+def test_eight_bit_arrays_span_their_type(tmp_path):
+    np.save(tmp_path / "bytes.npy", np.full((2, 3), 51, dtype=np.uint8))
+    samples, scale = load_dataset(tmp_path / "bytes.npy")
+    assert scale == Scale(0.0, 255.0)
+    torch.testing.assert_close(samples, torch.full((2, 3), -0.6))
+
+
+def test_archive_with_several_arrays_needs_one_called_samples(tmp_path):
+    np.savez(tmp_path / "two.npz", a=np.eye(2), b=np.eye(2))
+    with pytest.raises(ValueError, match=r"called 'samples', got \['a', 'b'\]"):
+        load_dataset(tmp_path / "two.npz")
+    np.savez(tmp_path / "named.npz", samples=np.eye(2), b=np.eye(3))
+    assert load_dataset(tmp_path / "named.npz").samples.shape == (2, 2)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_folder_of_images(tmp_path, mode, channels):
+    for name, grey in (("b.png", 255), ("a.png", 0)):
+        Image.new("L", (5, 4), grey).convert(mode).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not an image")
+    samples, scale = load_dataset(tmp_path)
+    assert samples.shape == (2, channels, 4, 5)
+    assert samples[0].unique() == -1
+    assert samples[1].unique() == 1
+    assert scale == Scale(0.0, 255.0)
+
+
+def test_images_of_two_sizes_are_refused(tmp_path):
+    Image.new("L", (5, 4)).save(tmp_path / "a.png")
+    Image.new("L", (4, 4)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"5x4 as a\.png, got b\.png of 4x4; resize"):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(4), r"samples in rows, got .* shape \(4,\)"),
+        (np.zeros((0, 4)), "samples in rows"),
+        (np.array([[1.0, np.nan]]), "finite numbers"),
+        (np.array([[1j, 0]]), "real numbers, got .* complex128"),
+        (np.ones((2, 2)), "values that differ"),
+    ],
+)
+def test_unusable_arrays_are_refused(tmp_path, array, message):
+    np.save(tmp_path / "bad.npy", array)
+    with pytest.raises(ValueError, match=f"^data: expected .*{message}"):
+        load_dataset(tmp_path / "bad.npy")
+
+
+def test_other_sources_are_refused(tmp_path):
+    (tmp_path / "bad.npy").write_bytes(b"nothing of the kind")
+    (tmp_path / "image.png").write_bytes(b"nor this")
+    with pytest.raises(ValueError, match=r"bad\.npy, which cannot be read"):
+        load_dataset(tmp_path / "bad.npy")
+    with pytest.raises(ValueError, match=r"an image, got .*image\.png"):
+        load_dataset(tmp_path)
+    for missing in ("missing", "missing.npy"):
+        with pytest.raises(ValueError, match="which does not exist"):
+            load_dataset(tmp_path / missing)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="with none"):
+        load_dataset(tmp_path / "empty")
