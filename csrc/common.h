@@ -22,11 +22,13 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-inline std::string shape_of(const Tensor& tensor) {
+template <class Sizes>
+std::string shape_text(const Sizes& sizes) {
   std::string text = "[";
-  for (int64_t size : tensor.sizes()) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  for (int64_t size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
   return text + "]";
 }
+inline std::string shape_of(const Tensor& tensor) { return shape_text(tensor.sizes()); }
 
 inline ElementType element_type(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
@@ -50,25 +52,27 @@ inline void check_type(const Tensor& tensor, const char* name, ScalarType expect
                   torch::headeronly::toString(tensor.scalar_type()));
 }
 
-inline void check_shape(const Tensor& tensor, const char* name,
-                        const std::vector<int64_t>& expected) {
+template <class Sizes>
+void check_shape(const Tensor& tensor, const char* name, const Sizes& expected) {
   const auto sizes = tensor.sizes();
   if (std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) return;
-  std::string text;
-  for (int64_t size : expected) text += (text.empty() ? "" : ", ") + std::to_string(size);
-  STD_TORCH_CHECK(false, name, ": expected the shape [", text, "], got ", shape_of(tensor));
+  STD_TORCH_CHECK(false, name, ": expected the shape ", shape_text(expected), ", got ",
+                  shape_of(tensor));
 }
-
-// Checks the shape and the type of `tensor` against those of `model`, and returns it contiguous.
-inline Tensor contiguous_like(const Tensor& tensor, const Tensor& model, const char* name) {
-  STD_TORCH_CHECK(shape_of(tensor) == shape_of(model), name, ": expected the shape ",
-                  shape_of(model), ", got ", shape_of(tensor));
-  check_type(tensor, name, model.scalar_type());
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+inline void check_shape(const Tensor& tensor, const char* name,
+                        std::initializer_list<int64_t> expected) {
+  check_shape<std::initializer_list<int64_t>>(tensor, name, expected);
 }
 
 inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// Checks the shape and the type of `tensor` against those of `model`, and returns it contiguous.
+inline Tensor contiguous_like(const Tensor& tensor, const Tensor& model, const char* name) {
+  check_shape(tensor, name, model.sizes());
+  check_type(tensor, name, model.scalar_type());
+  return as_contiguous(tensor);
 }
 
 inline Tensor contiguous_to(const Tensor& tensor, ScalarType type) {

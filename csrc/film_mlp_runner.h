@@ -66,7 +66,8 @@ class FilmMLPRunner {
     } else {
       own_conditions(times, labels, batch);
     }
-    prepare(batch);
+    const int64_t count = static_cast<int64_t>(times_.size());
+    prepare(count <= kFewConditions || 2 * count <= batch);
     const FilmMLPArgs<T> args{network_, conditions_, condition_.data(), x, y};
     parallel_for(0, batch, sample_grain(1), [&](int64_t begin, int64_t end) {
       GENSSL_DISPATCH(film_mlp<T>)(args, begin, end, thread_scratch<T>(sizes_.workspace));
@@ -85,7 +86,7 @@ class FilmMLPRunner {
     for (int64_t row = 0; row < num_rows; ++row)
       times.push_back(coefficients[(row + 1) * columns - 1]);
     share_conditions(times, labels, args.batch);
-    prepare(args.batch * num_rows);
+    prepare(true);  // a row's conditions number at most as many as its samples
     args.network = network_;
     args.conditions = conditions_;
     args.conditions_per_row = num_rows ? conditions_.count / num_rows : 0;
@@ -141,13 +142,12 @@ class FilmMLPRunner {
     for (int64_t i = 0; i < batch; ++i) condition_[i] = i;
   }
 
-  // Packs what is not packed yet, and computes embeddings and table for `evaluations` of the
-  // network.
-  void prepare(int64_t evaluations) {
+  // Packs what is not packed yet, and computes embeddings and, where it is worth it and fits, the
+  // table.
+  void prepare(bool worth_a_table) {
     const int64_t count = static_cast<int64_t>(times_.size());
     const int64_t table_size = count * sizes_.table_stride;
-    const bool tabulate =
-        (count <= kFewConditions || 2 * count <= evaluations) && table_size <= kTableElements;
+    const bool tabulate = worth_a_table && table_size <= kTableElements;
     conditions_ = {times_.data(), labels_.empty() ? nullptr : labels_.data(),
                    embeddings_.reserve(count * network_.embed), nullptr, count};
     pack(!tabulate);

@@ -10,6 +10,9 @@
 namespace genssl {
 namespace {
 
+// Elements that are worth a thread.
+constexpr int64_t kGrain = 32768;
+
 Tensor langevin_step(Tensor x, Tensor score, OptionalTensor noise, double snr, double step_size,
                      double alpha, int64_t seed, OptionalTensor seed_tensor, int64_t step,
                      OptionalTensor step_tensor, int64_t first_sample) {
@@ -21,6 +24,7 @@ Tensor langevin_step(Tensor x, Tensor score, OptionalTensor noise, double snr, d
   LangevinStepArgs args{
       .type = element_type(x, "x"),
       .elements_per_sample = elements_per_sample(x),
+      .segments_per_sample = ceil_div(elements_per_sample(x), kLangevinSegment),
       .x = x.const_data_ptr(),
       .score = score.const_data_ptr(),
       .given_noise = data_of(noise),
@@ -32,8 +36,9 @@ Tensor langevin_step(Tensor x, Tensor score, OptionalTensor noise, double snr, d
       .step = static_cast<uint32_t>(value_of(step, step_tensor, "step")),
       .first_sample = static_cast<uint64_t>(first_sample),
   };
-  const int64_t segments = num_samples(x) * args.segments_per_sample();
-  const int64_t grain = ceil_div(32768, std::clamp<int64_t>(args.elements_per_sample, 1, kLangevinSegment));
+  const int64_t segments = num_samples(x) * args.segments_per_sample;
+  const int64_t segment = std::clamp<int64_t>(args.elements_per_sample, 1, kLangevinSegment);
+  const int64_t grain = ceil_div(kGrain, segment);
   std::vector<double> squares;
   Tensor scratch = next;
   if (!std::isnan(snr)) {

@@ -14,8 +14,8 @@ constexpr int64_t kBlock = 4096;
 void random(Tensor out, int64_t distribution, int64_t seed, OptionalTensor seed_tensor,
             int64_t step, OptionalTensor step_tensor, int64_t first_sample) {
   STD_TORCH_CHECK(out.is_contiguous(), "out: expected a contiguous tensor");
-  STD_TORCH_CHECK(distribution >= 0 && distribution <= 2,
-                  "distribution: expected 0, 1 or 2, got ", distribution);
+  STD_TORCH_CHECK(distribution >= 0 && distribution <= 2, "distribution: expected 0, 1 or 2, got ",
+                  distribution);
   const RandomArgs args{
       .target = out.mutable_data_ptr(),
       .type = element_type(out, "out"),

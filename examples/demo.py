@@ -23,6 +23,7 @@ import plain_pytorch  # noqa: E402
 import torch  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch.nn.functional import pad  # noqa: E402
 
 from genssl_fast._progress import ProgressReport  # noqa: E402
 from genssl_fast.data import load_digits  # noqa: E402
@@ -37,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints" / "digits_vp.safetensors"
 PICTURE = ROOT / "demo_digits.png"
 COUNT, STEPS, SEED = 4096, 50, 0
-BATCHES = (256, 512, 1024, 2048, 4096)
+BATCHES = (256, 1024, 4096)
 
 
 def main() -> None:
@@ -100,17 +101,24 @@ def print_quality(model: ScoreModel, digits: Tensor) -> None:
     print(f"                    {accuracy(training):8.1%} (real from real)")
 
 
-def write_picture(digits: Tensor, rows: int = 8) -> None:
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 4.3), layout="constrained")
+def write_picture(digits: Tensor) -> None:
     real = load_digits()[1]
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 4.3), layout="constrained")
     for axis, title, images in (
         (axes[0], "samples", digits),
         (axes[1], "real digits", real.scale.restore(real.samples)),
     ):
-        grid = images[: rows * rows].reshape(rows, rows, 8, 8).transpose(1, 2).reshape(8 * rows, -1)
-        axis.imshow(grid, cmap="gray_r", vmin=0, vmax=16)
-        axis.set(title=title, xticks=[], yticks=[])
+        axis.imshow(contact_sheet(images), cmap="gray_r", vmin=0, vmax=16)
+        axis.set_title(title)
+        axis.axis("off")
     figure.savefig(PICTURE, dpi=120)
+
+
+def contact_sheet(images: Tensor, rows: int = 8) -> Tensor:
+    """The first images [rows * rows, 1, H, W] as one, with a margin around each."""
+    tiles = pad(images[: rows * rows, 0], (1, 1, 1, 1))
+    height, width = tiles.shape[1:]
+    return tiles.view(rows, rows, height, width).transpose(1, 2).reshape(rows * height, -1)
 
 
 if __name__ == "__main__":

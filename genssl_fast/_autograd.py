@@ -59,10 +59,12 @@ def forbid_derivatives(op, advice: str) -> None:
     _register_vmap(op)
 
     def guard(keyset, *args):
-        tensors = [leaf for leaf in tree_flatten(args)[0] if isinstance(leaf, torch.Tensor)]
-        wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if wants_gradient or any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-            raise RuntimeError(f"{op.name()} has no derivative: {advice}")
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            lists = (arg if isinstance(arg, list | tuple) else (arg,) for arg in args)
+            tensors = [leaf for leaves in lists for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+            if wants_gradient or any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+                raise RuntimeError(f"{op.name()} has no derivative: {advice}")
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
@@ -128,7 +130,10 @@ def _transform_function(op, rules: _Rules):
         def jvp(ctx, _, *tangents):
             args, outputs = rules.saved(ctx)
             named = rules.named(tree_unflatten(tangents, ctx.arguments))
-            result = rules.jvp(rules.named(args), outputs, named)
+            # PyTorch turns forward mode off here, which would lose the tangents of an outer jvp.
+            with forward_ad._set_fwd_grad_enabled(True):
+                args, outputs = tree_map(_primal, (args, outputs))
+                result = rules.jvp(rules.named(args), outputs, named)
             return result if len(op._schema.returns) > 1 else _as_tuple(result)[0]
 
     Transform.__name__ = op.name().split("::_")[-1]
@@ -178,6 +183,11 @@ def _broadcast_dims(in_dims, args) -> list:
         leaves = tree_flatten(arg)[0]
         dims += list(dim) if isinstance(dim, list | tuple) else [dim] * len(leaves)
     return dims
+
+
+def _primal(leaf):
+    """Without the tangent of the innermost level."""
+    return forward_ad.unpack_dual(leaf).primal if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _like_argument(gradient, argument):

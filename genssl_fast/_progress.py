@@ -78,10 +78,13 @@ class ProgressReport:
             self._print_line()
 
     def _print_line(self) -> None:
-        remaining = (self.total - self.done) / self.rate if self.rate else 0
-        left = f"{remaining:.0f} s left" if self.done < self.total else "done"
         parts = [f"{self.description}: {self.done}/{self.total} {self.unit}", self._details]
-        parts += [f"{self.rate:,.0f} {self.unit}/s", left]
+        if self.rate:
+            parts.append(f"{self.rate:,.0f} {self.unit}/s")
+        if self.done == self.total:
+            parts.append("done")
+        elif self.rate:
+            parts.append(f"{(self.total - self.done) / self.rate:.0f} s left")
         self._console.print("  ".join(filter(None, parts)), highlight=False, soft_wrap=True)
 
 

@@ -38,10 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"genssl-fast needs {error.name}; pip install 'genssl_fast[cli]'", file=sys.stderr)
         return FAILURE
+    argv = sys.argv[1:] if argv is None else list(argv)
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command != "bench":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.rest = rest
+    arguments.argv, arguments.rest = argv, rest
     try:
         with _termination_interrupts():
             return arguments.run(arguments) or 0

@@ -50,6 +50,20 @@ def test_runs_do_not_disturb_the_default_generator():
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_batches_go_through_the_data(monkeypatch):
+    seen = []
+    loss = ScoreModel.loss
+
+    def record(self, x0, **options):
+        seen.append(x0.flatten(1)[:, 0])
+        return loss(self, x0, **options)
+
+    monkeypatch.setattr(ScoreModel, "loss", record)
+    trained(6, TrainingConfig(steps=6, batch=100))
+    assert not torch.equal(seen[0], seen[1])
+    assert set(torch.cat(seen).tolist()) == set(DATA[:, 0, 0, 0].tolist())
+
+
 def test_average_and_learning_rate_follow_their_formulas():
     config = TrainingConfig(steps=4, batch=4, warmup=2, ema=0.5, learning_rate=1e-2)
     trainer = ScoreTrainer(MODEL, config)

@@ -8,7 +8,6 @@ import dataclasses
 import math
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,9 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=output_path(".safetensors"), required=True, help="the checkpoint, NAME.safetensors"
     )
-    parser.add_argument(
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument(
         "--resume", action="store_true", help="go on with the run that OUT.training was saved from"
     )
+    begin.add_argument("--overwrite", action="store_true", help="begin anew where OUT exists")
     _add_training_arguments(parser.add_argument_group("training"))
     _add_model_arguments(parser.add_argument_group("model"))
     add_device(parser)
@@ -102,27 +103,29 @@ def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
 def run(arguments: argparse.Namespace) -> None:
     device = use_device(arguments)
     trainer, facts = _resume(arguments, device) if arguments.resume else _start(arguments, device)
-    run = _Run(trainer, facts, arguments)
-    run.save()  # a path that cannot be written shows now, not after the first minute
+    training = _Training(trainer, facts, arguments)
+    training.save()  # a path that cannot be written shows now, not after the first minute
     with _stop_requests() as requests:
-        run.train(requests)
+        training.run(requests)
     if requests:
-        raise KeyboardInterrupt(f"stopped at step {trainer.step}; {run.next_command}")
+        raise KeyboardInterrupt(f"stopped at step {trainer.step}; {training.next_command}")
     print(f"{arguments.out}: trained for {trainer.step} steps")
     if trainer.step < trainer.config.steps:
-        print(run.next_command)
+        print(training.next_command)
 
 
 def _start(arguments: argparse.Namespace, device: torch.device) -> tuple[ScoreTrainer, dict[str, str]]:
     if arguments.data is None:
         raise ValueError("data: expected --data digits, --data PATH or --resume, got none of them")
+    begun = _state_path(arguments.out).exists() or arguments.out.exists()
+    expected = "a new path, --resume to go on or --overwrite to begin anew"
+    check(arguments.overwrite or not begun, "out", expected, f"{arguments.out}, which exists")
     dataset = load_dataset(arguments.data)
     model = ScoreModelConfig(
         shape=dataset.samples.shape[1:], scale=dataset.scale, **_given(arguments, ScoreModelConfig)
     )
     training = TrainingConfig(**_given(arguments, TrainingConfig))
-    command = shlex.join(["genssl-fast", *sys.argv[1:]])
-    facts = {"data": arguments.data, "command": command}
+    facts = {"data": arguments.data, "command": shlex.join(["genssl-fast", *arguments.argv])}
     return ScoreTrainer(model, training, device=device), facts
 
 
@@ -148,7 +151,7 @@ def _state_path(out: Path) -> Path:
     return out.with_name(out.name + ".training")
 
 
-class _Run:
+class _Training:
     """One run of a trainer: its clock, its progress and its checkpoints."""
 
     def __init__(self, trainer: ScoreTrainer, facts: dict[str, str], arguments: argparse.Namespace) -> None:
@@ -158,17 +161,17 @@ class _Run:
         limit = math.inf if arguments.minutes is None else 60 * arguments.minutes
         self.stop_time = time.monotonic() + limit
 
-    def train(self, requests: list[int]) -> None:
+    def run(self, requests: list[int]) -> None:
         """Trains to the last step, the time limit or the first request to stop, and saves."""
-        trainer = self.trainer
+        trainer, saved = self.trainer, time.monotonic()
         total = trainer.config.steps
-        saved = time.monotonic()
         with ProgressReport("training", total, "steps", done=trainer.step) as progress:
             while trainer.step < total and not requests and time.monotonic() < self.stop_time:
                 loss = trainer.train_step(self.samples)
-                if trainer.step % STEPS_PER_REPORT == 0 or trainer.step == total:
+                save = time.monotonic() - saved > self.arguments.save_every
+                if save or requests or trainer.step % STEPS_PER_REPORT == 0 or trainer.step == total:
                     progress.advance(trainer.step - progress.done, loss=self._finite(loss))
-                if time.monotonic() - saved > self.arguments.save_every:
+                if save:
                     self.save()
                     saved = time.monotonic()
         self.save()

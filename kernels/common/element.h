@@ -1,5 +1,5 @@
-// Elements as they lie in memory, and the lanes in which they are computed: double for double, float for the rest.
-// Half-precision results are rounded to nearest even.
+// Elements as they lie in memory, and the lanes in which they are computed: double for double,
+// float for the rest. Half-precision results are rounded to nearest even.
 #pragma once
 
 #include "kernels/common/element_type.h"
@@ -32,7 +32,8 @@ GENSSL_INLINE Vec<float> widen(Bits16 bits, BFloat16) {
   return Vec<float>((Vec<float>::Native)(__builtin_convertvector(bits, Bits32) << 16));
 }
 
-// Adding half of the last kept bit, minus one where that bit is even, rounds to nearest even; a NaN stays one.
+// Adding half of the last kept bit, minus one where that bit is even, rounds to nearest even; a NaN
+// stays one.
 GENSSL_INLINE Bits16 narrow(Vec<float> a, BFloat16) {
   const Bits32 bits = (Bits32)a.value;
   const Bits32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -116,6 +117,11 @@ GENSSL_INLINE void store(Vec<float> value, Half* target, int count) {
   memcpy(target, &bits, count * sizeof(Half));
 }
 
+template <class Half>
+GENSSL_INLINE void store_streaming(Vec<float> value, Half* target) {
+  store(value, target);
+}
+
 // Lanes from floats in memory, which noise always is.
 GENSSL_INLINE void load_floats(const float* source, Vec<float>& lanes) {
   lanes = Vec<float>::load(source);
@@ -127,7 +133,8 @@ GENSSL_INLINE void load_floats(const float* source, Vec<double>& lanes) {
   lanes = Vec<double>(__builtin_convertvector(half, Vec<double>::Native));
 }
 
-// A register's worth of consecutive elements of arrays of one type, whole or the first `count` of it.
+// A register's worth of consecutive elements of arrays of one type, whole or the first `count` of
+// it.
 template <class Element>
 struct WholeRegister {
   int64_t index;
@@ -137,6 +144,9 @@ struct WholeRegister {
   }
   GENSSL_INLINE void write(void* array, Lanes<Element> value) const {
     store(value, static_cast<Element*>(array) + index);
+  }
+  GENSSL_INLINE void write_streaming(void* array, Lanes<Element> value) const {
+    store_streaming(value, static_cast<Element*>(array) + index);
   }
 };
 template <class Element>
@@ -149,6 +159,9 @@ struct PartialRegister {
   }
   GENSSL_INLINE void write(void* array, Lanes<Element> value) const {
     store(value, static_cast<Element*>(array) + index, count);
+  }
+  GENSSL_INLINE void write_streaming(void* array, Lanes<Element> value) const {
+    write(array, value);
   }
 };
 

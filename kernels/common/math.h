@@ -1,6 +1,7 @@
 // exp, log, sincos, sigmoid and silu for every lane of a Vec.
 //
-// float   polynomials: exp, log, sincos within 1.5 ulp, sigmoid and silu within 2.5; sincos reduces its
+// float   polynomials: exp, log, sincos within 1.5 ulp, sigmoid and silu within 2.5; sincos reduces
+// its
 //         argument exactly up to 1e5 and beyond that asks libm
 // double  libm, lane by lane.
 // Results are finite wherever the mathematics is, infinities and NaN follow the C library.
@@ -64,7 +65,8 @@ GENSSL_INLINE Vec<float> log(Vec<float> x) {
   tail = fma(Vec<float>(-0.5f), square, tail);
   const Vec<float> finite = fma(exponent, Vec<float>(kLn2High), f + tail);
   const Vec<float> infinity(__builtin_inff());
-  const Vec<float> at_zero = select(x == Vec<float>(0.0f), -infinity, Vec<float>(__builtin_nanf("")));
+  const Vec<float> at_zero =
+      select(x == Vec<float>(0.0f), -infinity, Vec<float>(__builtin_nanf("")));
   return select(x > Vec<float>(0.0f), select(x < infinity, finite, x), at_zero);
 }
 
@@ -113,7 +115,8 @@ GENSSL_INLINE SineCosine<float> sincos(Vec<float> x) {
   const Vec<float> f = remainder_of_half_pi(x, quarter_turns), square = f * f;
   const Vec<float> s = fma(f * square, polynomial(square, kSine), f);
   const Vec<float> c = polynomial(square, kCosine);
-  return rotate_by_quadrant({s, c}, __builtin_convertvector(quarter_turns.value, Register<float>::Mask));
+  return rotate_by_quadrant({s, c},
+                            __builtin_convertvector(quarter_turns.value, Register<float>::Mask));
 }
 
 GENSSL_INLINE Vec<double> exp(Vec<double> x) {
@@ -128,7 +131,8 @@ GENSSL_INLINE Vec<double> log(Vec<double> x) {
 
 GENSSL_INLINE SineCosine<double> sincos(Vec<double> x) { return sincos_by_lane(x); }
 
-// 1 / (1 + e^-x) and x / (1 + e^-x). Where e^-x overflows the quotient is 0, its limit to within 2^-127.
+// 1 / (1 + e^-x) and x / (1 + e^-x). Where e^-x overflows the quotient is 0, its limit to within
+// 2^-127.
 template <class T>
 GENSSL_INLINE Vec<T> sigmoid(Vec<T> x) {
   return Vec<T>(T(1)) / (Vec<T>(T(1)) + exp(-x));

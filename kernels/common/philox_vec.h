@@ -1,11 +1,12 @@
-// Philox4x32-10 and its normals for a register of counters at a time, and the filling of arrays with them.
+// Philox4x32-10 and its normals for a register of counters at a time, and the filling of arrays
+// with them.
 //
-// A 64-bit lane holds one counter, each of its four words in a register of its own. The widening multiply
-// reads the low half of a lane and ignores the rest, so a round is two multiplies, two shifts and two
-// three-way xors without a single shuffle; several independent chains hide the latency of the multiply.
-// After the last round words (0, 2) and (1, 3) of a counter share its lane: Box-Muller then fills whole
-// registers, and because lanes hold counters in the order 0, n/2, 1, n/2 + 1, ... one interleave of the
-// cosines with the sines puts the normals into element order.
+// A 64-bit lane holds one counter, each of its four words in a register of its own. The widening
+// multiply reads the low half of a lane and ignores the rest, so a round is two multiplies, two
+// shifts and two three-way xors without a single shuffle; several independent chains hide the
+// latency of the multiply. After the last round words (0, 2) and (1, 3) of a counter share its
+// lane: Box-Muller then fills whole registers, and because lanes hold counters in the order 0, n/2,
+// 1, n/2 + 1, ... one interleave of the cosines with the sines puts the normals into element order.
 #pragma once
 
 #include "kernels/common/math.h"
@@ -142,11 +143,11 @@ GENSSL_INLINE SineCosine<float> sincos_of_turn(Vec<float> u) {
   return rotate_by_quadrant(SineCosine<float>{s, c}, quadrant);
 }
 
-// What a distribution makes of words (0, 2) and (1, 3) of each counter: two registers in element order.
+// What a distribution makes of words (0, 2) and (1, 3) of each counter: two registers in element
+// order.
 struct Normal {
   static GENSSL_INLINE void convert(Words32 first, Words32 second, Vec<float> result[2]) {
-    const Vec<float> radius =
-        sqrt(Vec<float>(-2.0f) * log_of_uniform(uniform_from_words(first)));
+    const Vec<float> radius = sqrt(Vec<float>(-2.0f) * log_of_uniform(uniform_from_words(first)));
     const SineCosine<float> angle = sincos_of_turn(uniform_from_words(second));
     Vec<float>::Native numbers[2];
     interleave((radius * angle.cosine).value, (radius * angle.sine).value, numbers);
@@ -202,36 +203,32 @@ struct NoisePosition {
   }
 };
 
-GENSSL_INLINE void consecutive_counters(const NoisePosition& position, PhiloxBatch& batch) {
-  Words64 order;
-  memcpy(&order, kLaneOrder.counter, sizeof order);
-  for (int chain = 0; chain < kPhiloxChains; ++chain) {
-    batch.word[0][chain] = order + uint64_t(position.block + chain * kCountersPerVec);
-    batch.word[2][chain] = Words64{} + position.sample;
-  }
-}
-
-GENSSL_INLINE void spanning_counters(NoisePosition position, PhiloxBatch& batch) {
-  uint64_t block[kBlocksPerBatch], sample[kBlocksPerBatch];
-  for (int i = 0; i < kBlocksPerBatch; ++i, position.advance()) {
-    const int lane = i / kCountersPerVec * kCountersPerVec + LaneOrder::lane(i % kCountersPerVec);
-    block[lane] = position.block;
-    sample[lane] = position.sample;
-  }
-  memcpy(batch.word[0], block, sizeof block);
-  memcpy(batch.word[2], sample, sizeof sample);
+// For blocks that run on past the end of a sample: their sample and their block within it. The
+// quotient is exact: blocks number less than 2^32, so that half a block outweighs the rounding of
+// the product.
+GENSSL_INLINE void wrap_blocks(int64_t blocks_per_sample, Words64& block, Words64& sample) {
+  constexpr double kInteger = 0x1.8p52;  // added, it leaves an integer in the low bits
+  const Vec<double> inverse(1.0 / double(blocks_per_sample));
+  const Vec<double> centre((Vec<double>::Native)(block + 0x4338000000000000u) - kInteger + 0.5);
+  const Vec<double> quotient = fma(centre, inverse, Vec<double>(-0.5)) + Vec<double>(kInteger);
+  const Words64 samples = (Words64)quotient.value - 0x4338000000000000u;
+  block -= multiply_low_halves(samples, uint32_t(blocks_per_sample));
+  sample += samples;
 }
 
 // The counters of a batch that starts at `position`; it may run on into the samples that follow.
 GENSSL_INLINE void make_counters(const NoisePosition& position, uint32_t step, PhiloxBatch& batch) {
-  if (position.block + kBlocksPerBatch <= position.blocks_per_sample()) {
-    consecutive_counters(position, batch);
-  } else {
-    spanning_counters(position, batch);
-  }
+  const int64_t blocks = position.blocks_per_sample();
+  Words64 order;
+  memcpy(&order, kLaneOrder.counter, sizeof order);
   for (int chain = 0; chain < kPhiloxChains; ++chain) {
+    Words64 block = order + uint64_t(position.block + chain * kCountersPerVec);
+    Words64 sample = Words64{} + position.sample;
+    if (position.block + kBlocksPerBatch > blocks) wrap_blocks(blocks, block, sample);
+    batch.word[0][chain] = block;
     batch.word[1][chain] = Words64{} + step;
-    batch.word[3][chain] = batch.word[2][chain] >> 32;
+    batch.word[2][chain] = sample;
+    batch.word[3][chain] = sample >> 32;
   }
 }
 
@@ -252,15 +249,21 @@ GENSSL_INLINE int64_t copy_batch(const float* source, NoisePosition position, in
                                  float* target, int64_t room) {
   int64_t copied = 0;
   for (int i = 0; i < kBlocksPerBatch && copied < room; ++i, position.advance(), skip = 0) {
-    int64_t count = position.numbers() - skip;
-    count = count < room - copied ? count : room - copied;
-    for (int64_t k = 0; k < count; ++k) target[copied + k] = source[4 * i + skip + k];
+    const int64_t belonging = position.numbers() - skip, left = room - copied;
+    const int64_t count = belonging < left ? belonging : left;
+    if (skip == 0 && left >= 4) {
+      // What does not belong is overwritten by the next block.
+      memcpy(target + copied, source + 4 * i, 4 * sizeof(float));
+    } else {
+      for (int64_t k = 0; k < count; ++k) target[copied + k] = source[4 * i + skip + k];
+    }
     copied += count;
   }
   return copied;
 }
 
-// Elements [begin, end) of the flattened [samples, elements_per_sample]; the first goes to target[0].
+// Elements [begin, end) of the flattened [samples, elements_per_sample]; the first goes to
+// target[0].
 template <class Distribution>
 GENSSL_INLINE void fill(uint64_t seed, uint32_t step, uint64_t first_sample,
                         int64_t elements_per_sample, int64_t begin, int64_t end, float* target) {

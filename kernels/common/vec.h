@@ -1,7 +1,8 @@
 // Vec<T>: as many lanes of T as one register holds. The only place that knows an instruction set.
 //
-// Arithmetic uses the compiler's vector extension; fused multiply-add, square root, rounding and masked
-// access, which it lacks, are written out. The baseline has no fused multiply-add: a product and a sum.
+// Arithmetic uses the compiler's vector extension; fused multiply-add, square root, rounding and
+// masked access, which it lacks, are written out. The baseline has no fused multiply-add: a product
+// and a sum.
 #pragma once
 
 #include <math.h>
@@ -78,6 +79,16 @@ struct Vec {
   friend GENSSL_INLINE Mask operator==(Vec a, Vec b) { return a.value == b.value; }
 };
 
+// Past the caches, to a target aligned to kVecBytes; followed by finish_streaming() before others
+// read it.
+GENSSL_INLINE void store_streaming(Vec<float> a, float* target);
+GENSSL_INLINE void store_streaming(Vec<double> a, double* target);
+GENSSL_INLINE void finish_streaming() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 template <class T>
 GENSSL_INLINE Vec<T> select(typename Vec<T>::Mask mask, Vec<T> yes, Vec<T> no) {
   return mask ? yes.value : no.value;
@@ -136,6 +147,12 @@ template <>
 GENSSL_INLINE void Vec<double>::store(double* target, int count) const {
   _mm512_mask_storeu_pd(target, static_cast<__mmask8>((1u << count) - 1), value);
 }
+GENSSL_INLINE void store_streaming(Vec<float> a, float* target) {
+  _mm512_stream_ps(target, a.value);
+}
+GENSSL_INLINE void store_streaming(Vec<double> a, double* target) {
+  _mm512_stream_pd(target, a.value);
+}
 GENSSL_INLINE bool all(Register<float>::Mask mask) {
   return _mm512_movepi32_mask((__m512i)mask) == 0xffff;
 }
@@ -186,6 +203,12 @@ template <>
 GENSSL_INLINE void Vec<double>::store(double* target, int count) const {
   _mm256_maskstore_pd(target, first_lanes64(count), value);
 }
+GENSSL_INLINE void store_streaming(Vec<float> a, float* target) {
+  _mm256_stream_ps(target, a.value);
+}
+GENSSL_INLINE void store_streaming(Vec<double> a, double* target) {
+  _mm256_stream_pd(target, a.value);
+}
 GENSSL_INLINE bool all(Register<float>::Mask mask) {
   return _mm256_movemask_ps((__m256)mask) == 0xff;
 }
@@ -199,7 +222,8 @@ GENSSL_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
 template <class T>
 GENSSL_INLINE Vec<T> sqrt(Vec<T> a) {
   for (int lane = 0; lane < Vec<T>::size; ++lane) {
-    a.value[lane] = sizeof(T) == 4 ? T(__builtin_sqrtf(float(a.value[lane]))) : T(__builtin_sqrt(a.value[lane]));
+    a.value[lane] = sizeof(T) == 4 ? T(__builtin_sqrtf(float(a.value[lane])))
+                                   : T(__builtin_sqrt(a.value[lane]));
   }
   return a;
 }
@@ -218,6 +242,8 @@ template <class T>
 GENSSL_INLINE void Vec<T>::store(T* target, int count) const {
   for (int lane = 0; lane < count; ++lane) target[lane] = value[lane];
 }
+GENSSL_INLINE void store_streaming(Vec<float> a, float* target) { a.store(target); }
+GENSSL_INLINE void store_streaming(Vec<double> a, double* target) { a.store(target); }
 GENSSL_INLINE bool all(Register<float>::Mask mask) {
   bool result = true;
   for (int lane = 0; lane < Vec<float>::size; ++lane) result = result && mask[lane];

@@ -12,7 +12,7 @@ struct Range {
 };
 
 Range range_of_segment(const LangevinStepArgs& args, int64_t segment) {
-  const int64_t segments = args.segments_per_sample(), elements = args.elements_per_sample;
+  const int64_t segments = args.segments_per_sample, elements = args.elements_per_sample;
   const int64_t sample_begin = segment / segments * elements;
   const int64_t begin = sample_begin + segment % segments * kLangevinSegment;
   const int64_t end = begin + kLangevinSegment;
@@ -48,9 +48,8 @@ struct SumOfSquares {
 template <class Element>
 double sum_of_squares(const void* values, Range range) {
   SumOfSquares sum;
-  for_each_register<Element>(range.begin, range.end, [&](auto lanes) GENSSL_INLINE_LAMBDA {
-    sum.add(lanes.read(values));
-  });
+  for_each_register<Element>(range.begin, range.end,
+                             [&](auto lanes) GENSSL_INLINE_LAMBDA { sum.add(lanes.read(values)); });
   return sum.total();
 }
 
@@ -71,7 +70,7 @@ void square_segments(const LangevinStepArgs& args, int64_t begin, int64_t end) {
 
 double step_size_of_sample(const LangevinStepArgs& args, int64_t sample) {
   if (args.snr != args.snr) return args.step_size;
-  const int64_t segments = args.segments_per_sample();
+  const int64_t segments = args.segments_per_sample;
   const double* squares = args.squares + 2 * sample * segments;
   double noise = 0, score = 0;
   for (int64_t i = 0; i < segments; ++i) {
@@ -98,7 +97,7 @@ void step_segments(const LangevinStepArgs& args, int64_t begin, int64_t end) {
   float drawn[kLangevinSegment + Vec<float>::size];
   for (int64_t segment = begin; segment < end; ++segment) {
     const Range range = range_of_segment(args, segment);
-    const double step_size = step_size_of_sample(args, segment / args.segments_per_sample());
+    const double step_size = step_size_of_sample(args, segment / args.segments_per_sample);
     if (args.given_noise) {
       step_range<Element>(args, range, step_size, [&](auto lanes) GENSSL_INLINE_LAMBDA {
         return lanes.read(args.given_noise);

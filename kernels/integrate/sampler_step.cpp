@@ -80,8 +80,14 @@ void step_segment(const SamplerStepArgs& args, const Segment<Element>& segment, 
       next = fma(Number(segment.b[j + 1]), lanes.read(args.old_predictions[j]), next);
     }
     next = fma(Number(segment.e), output, next);
-    lanes.write(args.prediction, prediction);
-    lanes.write(args.next, noise.add(Number(segment.c), lanes, next));
+    next = noise.add(Number(segment.c), lanes, next);
+    if (args.streaming) {
+      lanes.write_streaming(args.prediction, prediction);
+      lanes.write_streaming(args.next, next);
+    } else {
+      lanes.write(args.prediction, prediction);
+      lanes.write(args.next, next);
+    }
   });
 }
 
@@ -127,6 +133,7 @@ void step_tiles(const SamplerStepArgs& args, int64_t begin, int64_t end) {
     const int64_t first = tile * kSamplerTile, next = first + kSamplerTile;
     step_tile<Element>(args, first, next < total ? next : total);
   }
+  if (args.streaming) finish_streaming();
 }
 
 }  // namespace

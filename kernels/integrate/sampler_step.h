@@ -5,8 +5,8 @@
 //
 // in that order, with fused multiply-adds; state_0 = x, prediction_0 is the new one.
 //
-// One pass over memory in tiles of kSamplerTile elements. The noise of a tile is drawn into a buffer in the
-// first-level cache just before it is used.
+// One pass over memory in tiles of kSamplerTile elements. The noise of a tile is drawn into a
+// buffer in the first-level cache just before it is used.
 #pragma once
 
 #include <stdint.h>
@@ -32,6 +32,8 @@ struct SamplerStepArgs {
   const void* old_predictions[kMaxHistory];
   void* next;  // may be x
   void* prediction;
+  bool streaming;  // results bypass the caches: `rows` is null, next and prediction are aligned to
+                   // 64 bytes
 
   // Table [rows, num_states + num_predictions + 6]: a, b, e, c, d0, d1, clip, time.
   const double* coefficients;

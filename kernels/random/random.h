@@ -1,4 +1,5 @@
-// Random numbers of the Philox contract (kernels/common/philox.h) for an array [samples, elements per sample].
+// Random numbers of the Philox contract (kernels/common/philox.h) for an array [samples, elements
+// per sample].
 #pragma once
 
 #include <stdint.h>

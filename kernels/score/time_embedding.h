@@ -1,4 +1,5 @@
-// Sinusoidal embedding of a time, [cos(f t), sin(f t)] or the sine first; an odd length ends with a zero.
+// Sinusoidal embedding of a time, [cos(f t), sin(f t)] or the sine first; an odd length ends with a
+// zero.
 //
 // A row per time, sine and cosine of an angle from one argument reduction.
 #pragma once
@@ -22,4 +23,5 @@ struct TimeEmbeddingArgs {
 }  // namespace genssl
 
 // Rows [begin, end).
-GENSSL_DECLARE_KERNEL(void, time_embedding, (const TimeEmbeddingArgs& args, int64_t begin, int64_t end))
+GENSSL_DECLARE_KERNEL(void, time_embedding,
+                      (const TimeEmbeddingArgs& args, int64_t begin, int64_t end))

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -135,6 +136,20 @@ def test_failure_of_the_first_process_ends_all(checkpoint, tmp_path):
     result = subprocess.run([*launch, *command], capture_output=True, text=True, timeout=120)
     assert result.returncode != 0
     assert "out: expected a path that can be written" in result.stderr
+
+
+def test_memory_does_not_grow_with_the_count(sample, tmp_path, monkeypatch):
+    drawn = torch.zeros(256, 1, 4, 4)
+    monkeypatch.setattr(ScoreModel, "sample", lambda self, count, **_: drawn[:count])
+    peaks = []
+    for count in (1_000, 100_000):
+        tracemalloc.start()
+        assert sample(tmp_path / "out.npz", "--batch", 256, count=count).code == 0
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (tmp_path / "out.npz").stat().st_size > 6_400_000
+    # What grows is the one byte per sample that says whether it is done, read in bounded pieces.
+    assert peaks[1] - peaks[0] < 1_000_000
 
 
 def test_complete_file_replaces_an_old_one(sample, expected, tmp_path):

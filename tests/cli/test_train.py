@@ -53,6 +53,7 @@ def test_checkpoint_carries_its_configuration(run, data, tmp_path):
     assert config["model"]["shape"] == [2, 3]
     assert config["training"]["seed"] == 5
     assert config["data"] == str(data)
+    assert config["command"].startswith(f"genssl-fast train --data {data} --out")
     assert ScoreModel.load(out).sample(2, steps=2).shape == (2, 2, 3)
 
 
@@ -93,6 +94,19 @@ def test_resuming_with_other_settings_is_refused(run, data, tmp_path):
     longer = run("train", "--resume", "--out", out, "--steps", 4, *SMALL)
     assert longer.code == 0
     assert "trained for 4 steps" in longer.out
+
+
+def test_finished_run_is_not_overwritten_by_accident(run, data, tmp_path):
+    out = tmp_path / "model.safetensors"
+    command = ("train", "--data", data, "--out", out, "--steps", 1, *SMALL)
+    assert run(*command).code == 0
+    before = out.read_bytes()
+    result = run(*command)
+    assert result.code == 1
+    assert "--resume to go on or --overwrite to begin anew" in result.err
+    assert out.read_bytes() == before
+    assert run(*command, "--overwrite", "--seed", 9).code == 0
+    assert out.read_bytes() != before
 
 
 def test_periodic_checkpoints(run, data, tmp_path, monkeypatch):

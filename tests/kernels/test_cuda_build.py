@@ -19,9 +19,9 @@ REGISTERS = {
     ("film_mlp_sample", "8"): 224,
     ("film_mlp_sample", "16"): 224,
     ("film_mlp_sample", "32"): 255,
-    ("film_branch", "8"): 192,
-    ("film_branch", "16"): 192,
-    ("film_branch", "32"): 240,
+    ("film_branch", "8"): 224,
+    ("film_branch", "16"): 224,
+    ("film_branch", "32"): 255,
     ("pack_mlps", None): 64,
 }
 STATIC_SHARED_BYTES = 0  # launchers count on all of it

@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.kernels import film_mlp_cases
 from tests.kernels.compile import ROOT, SANITIZERS, compile_cuda_on_cpu, compiler, run
@@ -88,6 +90,24 @@ def test_film_mlp_sample(kernels, shape, shared):
     options = {"seed": 11 - 2**63, "step": 2**24 + 5, "first_sample": 2**32 - 3}
     got = kernels.film_mlp_sample(network, x, TABLE, 2, **options)
     assert_close(got, sample_reference(network, x, TABLE, 2, **options), "float32")
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.tuples(*(st.integers(low, high) for low, high in [(1, 9), (1, 70), (0, 3), (1, 40), (1, 20)])),
+    batch=st.integers(1, 40),
+    shared=st.integers(33_500, H200_SHARED_BYTES),
+    multiprocessors=st.integers(1, 8),
+    order=st.integers(0, 2**32),
+)
+def test_any_shape_on_any_machine(kernels, shape, batch, shared, multiprocessors, order):
+    network = Network(*shape, num_classes=2)
+    kernels.configure(order=order, multiprocessors=multiprocessors, shared=shared)
+    x, times, labels = batch_of(network, batch)
+    got = kernels.film_mlp(network, x, times, labels)
+    assert_close(got, network.forward(x, times, labels), "float32")
+    got = kernels.film_mlp_sample(network, x, TABLE, 2, seed=order)
+    assert_close(got, sample_reference(network, x, TABLE, 2, seed=order), "float32")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
