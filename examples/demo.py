@@ -38,19 +38,21 @@ ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints" / "digits_vp.safetensors"
 PICTURE = ROOT / "demo_digits.png"
 COUNT, STEPS, SEED = 4096, 50, 0
+TRIAL_STEPS = 5
 BATCHES = (256, 1024, 4096)
+Loop = Callable[[int, int, int], Tensor]
 
 
 def main() -> None:
     model = ScoreModel.load(CHECKPOINT)
     print(f"{COUNT} digits in {STEPS} DDIM steps on {torch.get_num_threads()} CPU threads")
 
-    def plain_loop(begin: int, end: int) -> Tensor:
-        digits = plain_pytorch.sample(model, prior[begin:end], STEPS).view(-1, *model.config.shape)
+    def plain_loop(begin: int, end: int, steps: int) -> Tensor:
+        digits = plain_pytorch.sample(model, prior[begin:end], steps).view(-1, *model.config.shape)
         return model.config.scale.restore(digits)
 
-    def compiled_loop(begin: int, end: int) -> Tensor:
-        return model.sample(end - begin, steps=STEPS, seed=SEED, first_sample=begin)
+    def compiled_loop(begin: int, end: int, steps: int) -> Tensor:
+        return model.sample(end - begin, steps=steps, seed=SEED, first_sample=begin)
 
     prior = model.process.prior_sampling((COUNT, *model.config.shape), seed=SEED).flatten(1)
     plain, plain_rate = draw("plain PyTorch", plain_loop)
@@ -65,20 +67,21 @@ def main() -> None:
     print(f"picture             {PICTURE.relative_to(ROOT)}")
 
 
-def draw(name: str, loop: Callable[[int, int], Tensor]) -> tuple[Tensor, float]:
+def draw(name: str, loop: Loop) -> tuple[Tensor, float]:
     """All images by one loop in its best batch size, and images per second."""
     batch = max(BATCHES, key=lambda batch: rate(loop, batch))
     with ProgressReport(name, COUNT, "images") as progress:
         images = []
         for begin in range(0, COUNT, batch):
-            images.append(loop(begin, begin + batch))
+            images.append(loop(begin, begin + batch, STEPS))
             progress.advance(batch)
         return torch.cat(images), progress.rate
 
 
-def rate(loop: Callable[[int, int], Tensor], batch: int) -> float:
+def rate(loop: Loop, batch: int) -> float:
+    """Images per second of a short trial."""
     start = time.perf_counter()
-    loop(0, batch)
+    loop(0, batch, TRIAL_STEPS)
     return batch / (time.perf_counter() - start)
 
 

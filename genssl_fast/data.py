@@ -1,11 +1,14 @@
 """Training data: the bundled digits, NumPy arrays, folders of images."""
 
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from genssl_fast._checks import check
 
 __all__ = ["Dataset", "Scale", "load_dataset", "load_digits"]
 
@@ -97,18 +100,14 @@ def load_dataset(source: str | Path) -> Dataset:
 
 
 def _dataset(array: np.ndarray, path: Path) -> Dataset:
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"data: expected real numbers, got {path} with dtype {array.dtype}")
-    if array.ndim < 2 or array.size == 0:
-        raise ValueError(
-            f"data: expected an array [N, ...] with samples in rows, got {path} with shape {array.shape}"
-        )
+    check(array.dtype.kind in "fiub", "data", "real numbers", f"{path} with dtype {array.dtype}")
+    expected = "an array [N, ...] with samples in rows"
+    check(array.ndim >= 2 and array.size > 0, "data", expected, f"{path} with shape {array.shape}")
     samples = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    if not samples.isfinite().all():
-        raise ValueError(f"data: expected finite numbers, got NaN or infinity in {path}")
+    finite = bool(samples.isfinite().all())
+    check(finite, "data", "finite numbers", f"NaN or infinity in {path}")
     low, high = (0.0, 255.0) if array.dtype == np.uint8 else map(float, samples.aminmax())
-    if low == high:
-        raise ValueError(f"data: expected values that differ, got {path} where all are {low}")
+    check(low < high, "data", "values that differ", f"{path} where all are {low}")
     scale = Scale(low, high)
     return Dataset(scale.normalize(samples), scale)
 
@@ -118,40 +117,42 @@ def _read_array(path: Path) -> np.ndarray:
         content = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise ValueError(f"data: expected an array, got {path}, which does not exist") from None
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"data: expected a NumPy array, got {path}, which cannot be read ({error})"
         ) from error
     if isinstance(content, np.ndarray):
         return content
     names = content.files
-    if len(names) != 1 and "samples" not in names:
-        raise ValueError(f"data: expected one array or one called 'samples', got {names} in {path}")
+    found = len(names) == 1 or "samples" in names
+    check(found, "data", "one array or one called 'samples'", f"{names} in {path}")
     return content["samples" if "samples" in names else names[0]]
 
 
 def _read_images(folder: Path) -> np.ndarray:
     """Images of a folder [N, C, H, W] in 8 bits, in order of their names: grey if all are, else RGB."""
-    from PIL import Image, UnidentifiedImageError
-
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise ValueError(
-            f"data: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), got {folder} with none"
-        )
-    images = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                images.append(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"data: expected an image, got {path} ({error})") from error
-        if images[-1].size != images[0].size:
-            width, height = images[0].size
-            raise ValueError(
-                f"data: expected images of one size, {width}x{height} as {paths[0].name}, "
-                f"got {path.name} of {images[-1].width}x{images[-1].height}; resize them first"
-            )
+    expected = f"images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+    check(len(paths) > 0, "data", expected, f"{folder} with none")
+    images = [_read_image(path) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        expected = f"images of one size, {_size(images[0])} as {paths[0].name}"
+        got = f"{path.name} of {_size(image)}; resize them first"
+        check(image.size == images[0].size, "data", expected, got)
     mode = "L" if all(image.mode == "L" for image in images) else "RGB"
     pixels = np.stack([np.asarray(image.convert(mode)) for image in images])
     return pixels[:, None] if mode == "L" else pixels.transpose(0, 3, 1, 2)
+
+
+def _read_image(path: Path):
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"data: expected an image, got {path} ({error})") from error
+
+
+def _size(image) -> str:
+    return f"{image.width}x{image.height}"

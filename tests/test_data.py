@@ -93,6 +93,9 @@ def test_unusable_arrays_are_refused(tmp_path, array, message):
 
 def test_other_sources_are_refused(tmp_path):
     (tmp_path / "bad.npy").write_bytes(b"nothing of the kind")
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(ValueError, match=r"cut\.npz, which cannot be read"):
+        load_dataset(tmp_path / "cut.npz")
     (tmp_path / "image.png").write_bytes(b"nor this")
     with pytest.raises(ValueError, match=r"bad\.npy, which cannot be read"):
         load_dataset(tmp_path / "bad.npy")

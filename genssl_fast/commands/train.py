@@ -102,8 +102,8 @@ def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     device = use_device(arguments)
-    trainer, facts = _resume(arguments, device) if arguments.resume else _start(arguments, device)
-    training = _Training(trainer, facts, arguments)
+    training = _resume(arguments, device) if arguments.resume else _start(arguments, device)
+    trainer = training.trainer
     training.save()  # a path that cannot be written shows now, not after the first minute
     with _stop_requests() as requests:
         training.run(requests)
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(training.next_command)
 
 
-def _start(arguments: argparse.Namespace, device: torch.device) -> tuple[ScoreTrainer, dict[str, str]]:
+def _start(arguments: argparse.Namespace, device: torch.device) -> "_Training":
     if arguments.data is None:
         raise ValueError("data: expected --data digits, --data PATH or --resume, got none of them")
     begun = _state_path(arguments.out).exists() or arguments.out.exists()
@@ -124,12 +124,12 @@ def _start(arguments: argparse.Namespace, device: torch.device) -> tuple[ScoreTr
     model = ScoreModelConfig(
         shape=dataset.samples.shape[1:], scale=dataset.scale, **_given(arguments, ScoreModelConfig)
     )
-    training = TrainingConfig(**_given(arguments, TrainingConfig))
+    trainer = ScoreTrainer(model, TrainingConfig(**_given(arguments, TrainingConfig)), device=device)
     facts = {"data": arguments.data, "command": shlex.join(["genssl-fast", *arguments.argv])}
-    return ScoreTrainer(model, training, device=device), facts
+    return _Training(trainer, dataset.samples.to(device), facts, arguments)
 
 
-def _resume(arguments: argparse.Namespace, device: torch.device) -> tuple[ScoreTrainer, dict[str, str]]:
+def _resume(arguments: argparse.Namespace, device: torch.device) -> "_Training":
     changes = {} if arguments.steps is None else {"steps": arguments.steps}
     trainer, facts = ScoreTrainer.load(_state_path(arguments.out), device=device, **changes)
     begun = facts | dataclasses.asdict(trainer.model.config) | dataclasses.asdict(trainer.config)
@@ -138,7 +138,8 @@ def _resume(arguments: argparse.Namespace, device: torch.device) -> tuple[ScoreT
     for name, value in given.items():
         expected = f"{begun[name]!r}, with which the run was begun"
         check(value == begun[name], name, expected, repr(value))
-    return trainer, facts
+    samples = load_dataset(facts["data"]).samples.to(device)
+    return _Training(trainer, samples, facts, arguments)
 
 
 def _given(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
@@ -154,10 +155,14 @@ def _state_path(out: Path) -> Path:
 class _Training:
     """One run of a trainer: its clock, its progress and its checkpoints."""
 
-    def __init__(self, trainer: ScoreTrainer, facts: dict[str, str], arguments: argparse.Namespace) -> None:
-        self.trainer, self.facts, self.arguments = trainer, facts, arguments
-        device = next(trainer.model.parameters()).device
-        self.samples = load_dataset(facts["data"]).samples.to(device)
+    def __init__(
+        self,
+        trainer: ScoreTrainer,
+        samples: torch.Tensor,
+        facts: dict[str, str],
+        arguments: argparse.Namespace,
+    ) -> None:
+        self.trainer, self.samples, self.facts, self.arguments = trainer, samples, facts, arguments
         limit = math.inf if arguments.minutes is None else 60 * arguments.minutes
         self.stop_time = time.monotonic() + limit
 
