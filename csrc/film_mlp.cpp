@@ -9,7 +9,7 @@ namespace {
 template <class T>
 void run(const FilmMLPInputs& inputs, const Tensor& t, Tensor& y) {
   const auto* times = static_cast<const T*>(t.const_data_ptr());
-  FilmMLPRunner<T>(inputs.network<T>(), inputs.classes())
+  FilmMLPRunner<T>(inputs.network<T>(), inputs.classes(), thread_memory<T>())
       .forward(static_cast<const T*>(inputs.x.const_data_ptr()), times, t.dim() == 0,
                inputs.label_data(), inputs.x.size(0), static_cast<T*>(y.mutable_data_ptr()));
 }

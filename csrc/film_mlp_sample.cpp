@@ -29,7 +29,7 @@ void run(const FilmMLPInputs& inputs, const Sampler& sampler, Tensor& y) {
   args.batch = inputs.x.size(0);
   args.x = static_cast<const T*>(inputs.x.const_data_ptr());
   args.y = static_cast<T*>(y.mutable_data_ptr());
-  FilmMLPRunner<T>(inputs.network<T>(), inputs.classes())
+  FilmMLPRunner<T>(inputs.network<T>(), inputs.classes(), thread_memory<T>())
       .sample(args, static_cast<const double*>(sampler.coefficients.const_data_ptr()),
               sampler.coefficients.size(0), inputs.label_data());
 }

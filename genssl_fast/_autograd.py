@@ -5,7 +5,8 @@ drops the ``jvp`` of an ``autograd.Function``. So each public function takes one
 
 - plain: the dispatcher's operation, with registered autograd;
 - ``torch.func`` transforms or dual numbers in eager: an ``autograd.Function`` with every rule;
-- the same under ``torch.compile``: unpack the duals, run operation and ``jvp`` rule, pack again.
+- the same under ``torch.compile``: unpack the duals, run operation and ``jvp`` rule, pack again. An
+  operation that is still transformed or given duals then takes the second path from inside the dispatcher.
 
 Rules name the arguments of the schema::
 
@@ -17,8 +18,10 @@ Both are written in differentiable PyTorch, so second derivatives and forward-ov
 
 from collections import namedtuple
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import torch
+from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -37,11 +40,9 @@ def differentiable(op, *, backward: Callable, jvp: Callable, save_outputs: bool 
         save_outputs: whether the rules read the outputs.
     """
     rules = _Rules(op, backward, jvp, save_outputs)
-    torch.library.register_autograd(
-        op, rules.backward_of_context, setup_context=rules.setup_context, lib=LIBRARY
-    )
-    _register_vmap(op)
     transform = _transform_function(op, rules)
+    _register_autograd(op, rules, transform)
+    _register_vmap(op)
 
     def apply(*args):
         if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
@@ -71,13 +72,22 @@ def forbid_derivatives(op, advice: str) -> None:
     LIBRARY.impl(op.name().split("::")[1], guard, "Autograd", with_keyset=True)
 
 
+def has_tangent(leaves) -> bool:
+    """Whether a tensor among the leaves is a dual number."""
+    if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
+        return False
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return any(torch._VF._unpack_dual(tensor, level=0)[1] is not None for tensor in tensors)
+
+
 class _Rules:
     """The two rules of an operation, with arguments by name."""
 
     def __init__(self, op, backward, jvp, save_outputs):
         self.names = [argument.name for argument in op._schema.arguments]
         self.Arguments = namedtuple("Arguments", self.names)  # Dynamo traces it, unlike SimpleNamespace
-        self.backward, self.jvp, self.save_outputs = backward, jvp, save_outputs
+        self.backward, self.jvp = _without_autocast(backward), _without_autocast(jvp)
+        self.save_outputs = save_outputs
 
     def named(self, values):
         return self.Arguments(*values)
@@ -105,6 +115,45 @@ class _Rules:
         args, outputs = self.saved(ctx)
         found = self.backward(self.named(args), outputs, grads)
         return tuple(_like_argument(found.get(name), arg) for name, arg in zip(self.names, args))
+
+
+def _without_autocast(rule):
+    """The rule in the precision of the operation, which autocast does not touch."""
+
+    def run(inputs, outputs, given):
+        if not torch._C._is_any_autocast_enabled():
+            return rule(inputs, outputs, given)
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            return rule(inputs, outputs, given)
+
+    return run
+
+
+def _register_autograd(op, rules: _Rules, transform) -> None:
+    """Gradients of the dispatcher's operation, and every rule where a transform or a dual reaches it."""
+    info = Info(rules.backward_of_context, rules.setup_context)
+    plain = make_autograd_impl(op, info)
+
+    def kernel(keyset, *args):
+        flat, structure = tree_flatten(args)
+        if torch._C._are_functorch_transforms_active():
+            with _transforms_from_the_top():
+                return transform.apply(structure, *flat)
+        if torch._C._is_fwd_grad_enabled() and has_tangent(flat):
+            return transform.apply(structure, *flat)
+        return plain(keyset, *args)
+
+    LIBRARY.impl(op.name().split("::")[1], kernel, "Autograd", with_keyset=True)
+
+
+@contextmanager
+def _transforms_from_the_top():
+    """Inside a kernel the dispatcher has left torch.func's layer; calls go through it again."""
+    layer = torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode
+    included = torch._C._dispatch_tls_local_include_set() | torch._C.DispatchKeySet(layer)
+    excluded = torch._C._dispatch_tls_local_exclude_set().remove(layer)
+    with torch._C._ForceDispatchKeyGuard(included, excluded):
+        yield
 
 
 def _transform_function(op, rules: _Rules):

@@ -12,6 +12,7 @@ __all__ = [
     "check_dtype",
     "check_same",
     "check_shape",
+    "is_traced",
     "values_are_checked",
 ]
 
@@ -71,8 +72,13 @@ def check_same(
         )
 
 
+def is_traced() -> bool:
+    """Whether tensors may be stand-ins without values: in torch.compile, make_fx or a fake mode."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def values_are_checked(tensor: Tensor) -> bool:
     """Reading values of a CUDA tensor would synchronise, and a traced or transformed one has none."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if is_traced() or torch._C._are_functorch_transforms_active():
         return False
     return tensor.device.type == "cpu" or os.environ.get("GENSSL_CHECK") == "1"

@@ -19,6 +19,7 @@ __all__ = ["OutputError", "PartialArray"]
 DTYPE = np.dtype("<f4")
 SECONDS_BETWEEN_MARKS = 1.0
 SCAN_LENGTH = 1 << 20
+LARGEST_FILE = (1 << 63) - 1
 
 
 class OutputError(OSError):
@@ -48,11 +49,13 @@ class PartialArray:
 
     def prepare(self, job: dict[str, Any]) -> None:
         """Creates the files, or takes up those that an interrupted run of the same job left."""
-        if self._job_path.exists():
+        # A run that stopped just after its .npy file took its place leaves a record without data.
+        if self._job_path.exists() and self.data_path.exists():
             self._check_job(json.loads(self._job_path.read_text()), job)
             return
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.remove()
             self._allocate()
             with replacing(self._job_path) as temporary:
                 temporary.write_text(json.dumps(job, indent=1))
@@ -167,6 +170,8 @@ class PartialArray:
 
 def _reserve(descriptor: int, size: int) -> None:
     """Takes the room on disk now: a full disk shows before hours of work, not after."""
+    if size > LARGEST_FILE:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     os.ftruncate(descriptor, size)
     try:
         os.posix_fallocate(descriptor, 0, size)

@@ -9,7 +9,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from genssl_fast._checks import check
+from genssl_fast._checks import check, is_traced
 
 __all__ = ["Stream", "check_first_sample", "fold_seed", "fold_step", "step_counter"]
 
@@ -45,7 +45,7 @@ def fold_seed(seed: int | Tensor | None, device: torch.device) -> tuple[int, Ten
     """
     if seed is None:
         seed = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64, device=device)
-        if device.type == "cpu" and not torch.compiler.is_compiling():
+        if device.type == "cpu" and not is_traced():
             return int(seed), None
     if isinstance(seed, Tensor):
         return 0, _counter_tensor("seed", seed, device)

@@ -89,9 +89,15 @@ def _config(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
             f"checkpoint: expected one written by genssl_fast, got {path}, "
             "a safetensors file without its configuration"
         )
-    if metadata["version"] != str(VERSION):
+    version = metadata.get("version")
+    if version != str(VERSION):
         raise CheckpointError(
-            f"checkpoint: expected version {VERSION}, got version {metadata['version']} in {path}; "
+            f"checkpoint: expected version {VERSION}, got version {version} in {path}; "
             "use the release of genssl_fast that wrote it"
         )
-    return json.loads(metadata["config"])
+    try:
+        return json.loads(metadata["config"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"checkpoint: expected a configuration in JSON, got {path} ({error})"
+        ) from error

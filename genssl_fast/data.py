@@ -149,6 +149,8 @@ def _read_image(path: Path):
 
     try:
         with Image.open(path) as image:
+            expected, got = "8-bit images", f"{path} of mode {image.mode}; save such images as an array"
+            check(image.mode[0] not in "IF", "data", expected, got)
             return image.convert("L" if image.mode in ("1", "L") else "RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"data: expected an image, got {path} ({error})") from error

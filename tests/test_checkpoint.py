@@ -52,6 +52,21 @@ def test_another_version(tmp_path, monkeypatch):
         load_checkpoint(tmp_path / "new.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "expected version 1, got version None"),
+        ({"version": "1"}, "expected a configuration in JSON"),
+        ({"version": "1", "config": "{"}, "expected a configuration in JSON"),
+    ],
+)
+def test_damaged_header(tmp_path, metadata, message):
+    path = tmp_path / "damaged.safetensors"
+    safetensors.torch.save_file({}, path, {"format": "genssl_fast"} | metadata)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path)
+
+
 def test_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
     before = saved.read_bytes()
 

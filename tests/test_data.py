@@ -75,6 +75,12 @@ def test_images_of_two_sizes_are_refused(tmp_path):
         load_dataset(tmp_path)
 
 
+def test_images_of_more_than_eight_bits_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 5), 40000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"^data: expected 8-bit images, got .*deep\.png of mode I;16"):
+        load_dataset(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [

@@ -42,6 +42,14 @@ def test_pending_is_what_was_not_written(tmp_path):
         np.testing.assert_array_equal(partial.read(2, 4), SAMPLES[2:4])
 
 
+def test_record_without_its_data_is_begun_anew(tmp_path):
+    """What a run leaves that is killed just after its .npy file took its place."""
+    partial = filled(tmp_path / "a.npy")
+    partial.data_path.unlink()
+    with prepared(tmp_path / "a.npy", {"seed": 2}) as anew:
+        assert anew.num_done(range(COUNT)) == 0
+
+
 def test_nothing_counts_as_done_before_it_is_on_disk(tmp_path, monkeypatch):
     partial = prepared(tmp_path / "a.npy")
 

@@ -12,15 +12,6 @@ DATA = torch.rand(50, 1, 2, 3, generator=torch.Generator().manual_seed(0)) * 2 -
 MODEL = ScoreModelConfig((1, 2, 3), hidden=8, blocks=1, embed=4, time_dim=4, scale=Scale(0, 16))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Such small networks gain nothing from a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def trained(steps, config=TrainingConfig(steps=6, batch=4, seed=3)):
     trainer = ScoreTrainer(MODEL, config)
     losses = [trainer.train_step(DATA) for _ in range(steps)]

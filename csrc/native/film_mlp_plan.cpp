@@ -24,7 +24,7 @@ template <class T>
 class FilmMLPPlan {
  public:
   FilmMLPPlan(const Widths& widths, const Addresses& addresses, bool sin_first)
-      : runner_(network(widths, addresses, sin_first), widths[5]) {}
+      : runner_(network(widths, addresses, sin_first), widths[5], memory_) {}
 
   void refresh() {
     const std::lock_guard guard(mutex_);
@@ -83,6 +83,7 @@ class FilmMLPPlan {
   }
 
   std::mutex mutex_;
+  FilmMLPMemory<T> memory_;
   FilmMLPRunner<T> runner_;
 };
 

@@ -41,12 +41,12 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def output_path(*suffixes: str) -> Callable[[str], Path]:
-    """A path that ends in one of the suffixes, or in none where "" is among them."""
+    """A path that ends in one of the suffixes, or in none, for a folder, where "" is among them."""
 
     def parse(text: str) -> Path:
         path = Path(text)
         if path.suffix not in suffixes:
-            names = ", ".join(suffix or "a folder" for suffix in suffixes)
+            names = " or ".join(suffix or "no suffix (a folder)" for suffix in suffixes)
             raise argparse.ArgumentTypeError(f"expected a name that ends in {names}, got {text!r}")
         return path
 

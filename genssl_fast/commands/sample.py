@@ -24,6 +24,9 @@ from genssl_fast.score_model import ScoreModel
 
 __all__ = ["add_arguments", "run"]
 
+# "identity" leaves all work to a corrector, which the command line has not.
+CHOICES = tuple(name for name in SAMPLERS if name != "identity")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="what 'genssl-fast train' wrote")
@@ -34,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="NAME.npz (array 'samples'), NAME.npy, or a new folder for PNG images",
     )
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="(default: ddim)")
+    parser.add_argument("--sampler", choices=CHOICES, default="ddim", help="(default: ddim)")
     parser.add_argument("--steps", type=positive_int, default=50, help="sampler steps (default: 50)")
     parser.add_argument("--seed", type=seed, default=0, help="(default: 0)")
     parser.add_argument(

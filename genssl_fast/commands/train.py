@@ -132,6 +132,8 @@ def _start(arguments: argparse.Namespace, device: torch.device) -> "_Training":
 def _resume(arguments: argparse.Namespace, device: torch.device) -> "_Training":
     changes = {} if arguments.steps is None else {"steps": arguments.steps}
     trainer, facts = ScoreTrainer.load(_state_path(arguments.out), device=device, **changes)
+    expected = f"at least {trainer.step}, which the run has done"
+    check(trainer.step <= trainer.config.steps, "steps", expected, trainer.config.steps)
     begun = facts | dataclasses.asdict(trainer.model.config) | dataclasses.asdict(trainer.config)
     given = _given(arguments, ScoreModelConfig) | _given(arguments, TrainingConfig)
     given["data"] = arguments.data or facts["data"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -95,8 +96,8 @@ def sample(
         >>> torch.equal(x[2:], half)
         True
     """
+    _check_arguments(model, process, shape, steps, labels, initial, batch)
     count = shape[0]
-    _check_arguments(model, shape, labels, initial, batch)
     network = {
         "parameterization": parameterization,
         "time_scale": time_scale,
@@ -138,9 +139,12 @@ def sample(
     return samples
 
 
-def _check_arguments(model, shape, labels, initial, batch) -> None:
-    shaped = len(shape) >= 2 and all(size >= 0 for size in shape)
-    check(shaped, "shape", "[count, ...] with at least two dimensions", list(shape))
+def _check_arguments(model, process, shape, steps, labels, initial, batch) -> None:
+    check(isinstance(process, GaussianProcess), "process", "a process, such as VPSDE()", process)
+    shaped = isinstance(shape, Sequence) and len(shape) >= 2
+    shaped = shaped and all(isinstance(size, Integral) and size >= 0 for size in shape)
+    check(shaped, "shape", "whole numbers (count, ...), at least two of them", shape)
+    check(isinstance(steps, Integral), "steps", "a whole number", repr(steps))
     if isinstance(model, FilmMLP):
         expected = f"[count, *{list(model.shape)}] as of the network"
         check(tuple(shape[1:]) == model.shape, "shape", expected, list(shape))

@@ -42,7 +42,9 @@ class CoefficientTable:
     """
 
     def __init__(self, coefficients: Tensor, num_states: int):
-        coefficients = torch.as_tensor(coefficients, dtype=torch.float64, device="cpu").contiguous()
+        with torch.inference_mode(False):  # a copy of its own that autograd can save
+            coefficients = torch.as_tensor(coefficients, dtype=torch.float64, device="cpu")
+            coefficients = coefficients.detach().clone(memory_format=torch.contiguous_format)
         check(coefficients.ndim == 2, "coefficients", "shape [N, S + M + 6]", list(coefficients.shape))
         width = coefficients.shape[1]
         expected = f"from 1 to {width - len(TAIL)} for rows of {width}"
@@ -113,7 +115,8 @@ class CoefficientTable:
     def on(self, device: torch.device) -> Tensor:
         """The coefficients on a device, copied there once."""
         if device not in self._copies:
-            self._copies[device] = self.coefficients.to(device)
+            with torch.inference_mode(False):
+                self._copies[device] = self.coefficients.to(device)
         return self._copies[device]
 
     def __len__(self) -> int:

@@ -1,10 +1,12 @@
 """A FiLM-MLP on the CPU whose packed weights outlive one call."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from genssl_fast._autograd import has_tangent
 from genssl_fast._checks import check
 from genssl_fast._library import native_module
 from genssl_fast._random import fold_seed, fold_step
@@ -48,29 +50,30 @@ class FilmMLPPlan:
     ):
         if native_module is None:
             raise RuntimeError("FilmMLPPlan: expected genssl_fast with its compiled library")
-        w_in = weights.w_in
-        check(w_in.device.type == "cpu", "weights", "tensors on the CPU", f"ones on {w_in.device}")
-        dtypes = (torch.float32, torch.float64)
-        check(w_in.dtype in dtypes, "weights", "dtype torch.float32 or torch.float64", w_in.dtype)
         self.weights = weights
-        time_dim = weights.w_embed1.shape[1]
-        self._embedding = embedding_frequencies(
-            time_dim, kind, convention, max_period, frequencies, w_in.device
-        )
-        self._key, self._native = None, None
+        self._embedding = kind, convention, max_period, frequencies
+        self._packing = None
+        _check_runs_here("weights", weights.w_in)
+        self._frequencies()
 
     def refresh(self) -> None:
         """Packs the weights anew at the next call."""
-        self._key = None
+        self._packing = None
+
+    def __getstate__(self) -> dict:
+        """Without the packing, which a copy makes for itself."""
+        return {**self.__dict__, "_packing": None}
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: float | Tensor, *, labels: Tensor | None = None) -> Tensor:
         """The network: see :func:`genssl_fast.film_mlp`."""
-        check_film_mlp(x, self.weights, labels)
+        self._check(x, labels, t)
         times = torch.as_tensor(t, dtype=x.dtype).contiguous()
         check(times.ndim == 0 or times.shape == x.shape[:1], "t", "shape [] or [B]", list(times.shape))
+        check(times.device == x.device, "t", f"a tensor on {x.device}", f"one on {times.device}")
         x, labels, y = x.contiguous(), _contiguous(labels), x.new_empty(x.shape)
-        self._packed().forward(
+        packing = self._packed()
+        packing.native.forward(
             x.data_ptr(), times.data_ptr(), times.ndim == 0, _address(labels), len(x), y.data_ptr()
         )
         return y
@@ -89,11 +92,11 @@ class FilmMLPPlan:
         noise: Tensor | None = None,
     ) -> Tensor:
         """Every step of a sampler: see :func:`genssl_fast.film_mlp_sample`."""
-        check_film_mlp(x, self.weights, labels)
+        self._check(x, labels, noise)
         check_sampling(x, table, clip_denoised, first_sample, noise)
         x, labels, noise = x.contiguous(), _contiguous(labels), _contiguous(noise)
-        y = x.new_empty(x.shape)
-        self._packed().sample(
+        y, packing = x.new_empty(x.shape), self._packed()
+        packing.native.sample(
             x=x.data_ptr(),
             labels=_address(labels),
             batch=len(x),
@@ -110,25 +113,60 @@ class FilmMLPPlan:
         )
         return y
 
-    def _packed(self):
-        """The native plan of the weights as they are now."""
-        key = [None if w is None else (w.data_ptr(), w._version) for w in self.weights]
-        if key != self._key:
-            self._native = self._pack()
-            self._key = key
-        return self._native
+    def _check(self, x: Tensor, labels: Tensor | None, other) -> None:
+        check_film_mlp(x, self.weights, labels)
+        _check_runs_here("x", x)
+        if has_tangent([x, other, *self.weights]):
+            raise RuntimeError("FilmMLPPlan has no derivative: call genssl_fast.film_mlp")
 
-    def _pack(self):
+    def _frequencies(self) -> tuple[Tensor, bool]:
+        w_embed1 = self.weights.w_embed1
+        return embedding_frequencies(w_embed1.shape[1], *self._embedding, w_embed1.device)
+
+    def _packed(self) -> "_Packing":
+        """The native plan of the weights as they are now; it lives as long as the caller holds it."""
+        key = [_identity(tensor) for tensor in (*self.weights, self._embedding[-1])]
+        packing = self._packing
+        if packing is None or packing.key != key:
+            self._packing = packing = self._pack(key)
+        return packing
+
+    def _pack(self, key: list) -> "_Packing":
         weights = [_contiguous(w) for w in self.weights]
-        frequencies, sin_first = self._embedding
-        frequencies = frequencies.to(weights[0].dtype).contiguous()
-        self._held = weights, frequencies  # whose memory the native plan reads
+        frequencies, sin_first = self._frequencies()
+        frequencies = _contiguous(frequencies.to(weights[0].dtype))
         w_in, _, w, _, _, w_embed1, *_, class_embedding = weights
         classes = 0 if class_embedding is None else len(class_embedding)
         widths = (w_in.shape[1], w_in.shape[0], w.shape[0], *w_embed1.shape, classes)
         double = w_in.dtype == torch.float64
         native = native_module.FilmMLPPlanDouble if double else native_module.FilmMLPPlanFloat
-        return native(widths, [*map(_address, weights), frequencies.data_ptr()], sin_first)
+        native = native(widths, [*map(_address, weights), frequencies.data_ptr()], sin_first)
+        originals = [None if w is None else w.detach() for w in self.weights]
+        return _Packing(key, native, [*weights, frequencies, *originals])
+
+
+class _Packing(NamedTuple):
+    """A native plan, the weights that it was made from, and the memory that it reads.
+
+    The originals of copied weights are held, too, so that no other weights can take their address.
+    """
+
+    key: list
+    native: object
+    tensors: list
+
+
+def _identity(tensor: Tensor | None):
+    """What changes with the values; inference tensors do not count changes, so they never compare equal."""
+    if tensor is None:
+        return None
+    return tensor.data_ptr(), object() if tensor.is_inference() else tensor._version
+
+
+def _check_runs_here(argument: str, tensor: Tensor) -> None:
+    check(tensor.device.type == "cpu", argument, "a tensor on the CPU", f"one on {tensor.device}")
+    dtypes = (torch.float32, torch.float64)
+    check(tensor.dtype in dtypes, argument, "dtype torch.float32 or torch.float64", tensor.dtype)
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

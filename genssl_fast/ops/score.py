@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from genssl_fast import reference
-from genssl_fast._autograd import differentiable
+from genssl_fast._autograd import differentiable, has_tangent
 from genssl_fast._checks import (
     check,
     check_choice,
     check_dtype,
     check_same,
     check_shape,
+    is_traced,
     values_are_checked,
 )
 from genssl_fast._library import define, implement_triton
@@ -54,12 +55,19 @@ def _embedding_jvp(inputs, outputs, tangents):
 _time_embedding = differentiable(raw_time_embedding, backward=_embedding_backward, jvp=_embedding_jvp)
 
 
-@functools.lru_cache(maxsize=64)
 def sinusoidal_frequencies(dim: int, convention: str, max_period: float, device: torch.device) -> Tensor:
     """Frequencies max_period^(−i / (half − shift)), i < half, computed in fp64 and kept in fp32. [dim // 2]"""
     half = dim // 2
-    exponent = torch.arange(half, dtype=torch.float64) / max(half - CONVENTIONS[convention][1], 1)
+    order = torch.arange(half, dtype=torch.float64, device="cpu")
+    exponent = order / max(half - CONVENTIONS[convention][1], 1)
     return torch.exp(-math.log(max_period) * exponent).float().to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_frequencies(dim: int, convention: str, max_period: float, device: torch.device) -> Tensor:
+    """The same, as an ordinary tensor that serves every later call, whatever mode this one is in."""
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():
+        return sinusoidal_frequencies(dim, convention, max_period, device)
 
 
 def embedding_frequencies(dim, kind, convention, max_period, frequencies, device) -> tuple[Tensor, bool]:
@@ -77,10 +85,11 @@ def embedding_frequencies(dim, kind, convention, max_period, frequencies, device
         )
     if frequencies is None:
         check(max_period > 0, "max_period", "a positive number", max_period)
-        cached = sinusoidal_frequencies
-        compute = cached.__wrapped__ if torch.compiler.is_compiling() else cached
+        compute = sinusoidal_frequencies if is_traced() else _kept_frequencies
         return compute(dim, convention, float(max_period), device), sin_first
     check_dtype("frequencies", frequencies, (torch.float32, torch.float64))
+    wanted = torch.is_grad_enabled() and frequencies.requires_grad or has_tangent([frequencies])
+    check(not wanted, "frequencies", "a tensor without derivatives", "one whose derivatives are wanted")
     expected, got = f"shape [dim // 2] = [{dim // 2}]", list(frequencies.shape)
     check(got == [dim // 2], "frequencies", expected, got)
     if kind == "fourier":
@@ -118,6 +127,7 @@ def time_embedding(
         convention: whose order and exponent, see the table.
         max_period: longest period of ``sinusoidal``, over :math:`2 \pi`.
         frequencies: [dim // 2], required for ``fourier``; for ``sinusoidal`` they replace the formula's.
+            They have no derivatives: asking for them raises.
 
     Returns:
         Embedding [..., dim] in the dtype of ``t``.

@@ -49,25 +49,34 @@ GENSSL_INLINE Vec<float> exp(Vec<float> x) {
   return scale_by_power_of_two(polynomial(remainder, kCoefficients), n);
 }
 
-// ln x; a subnormal x is first brought into the normal range.
-GENSSL_INLINE Vec<float> log(Vec<float> x) {
+// A positive normal number as 2^exponent (1 + f), 1 + f in [sqrt(1/2), sqrt(2)).
+struct BinaryParts {
+  Vec<float> exponent, f;
+};
+GENSSL_INLINE BinaryParts split_binary(Vec<float> x) {
   using Bits = Register<float>::Mask;
+  constexpr int32_t kRootHalf = 0x3f3504f3;
+  const Bits shifted = (Bits)x.value - kRootHalf;
+  const Bits mantissa = (shifted & 0x007fffff) + kRootHalf;
+  return {__builtin_convertvector(shifted >> 23, Vec<float>::Native),
+          Vec<float>((Vec<float>::Native)mantissa) - Vec<float>(1.0f)};
+}
+GENSSL_INLINE Vec<float> log_of_parts(const BinaryParts& x) {
   constexpr float kCoefficients[] = GENSSL_LOG_COEFFICIENTS;
-  const auto subnormal = x < Vec<float>(0x1p-126f);
-  const Vec<float> scaled = select(subnormal, x * Vec<float>(0x1p23f), x);
-  Bits bits = (Bits)scaled.value + (0x3f800000 - 0x3f3504f3);
-  Vec<float> exponent(__builtin_convertvector((bits >> 23) - 127, Vec<float>::Native));
-  exponent = select(subnormal, exponent - Vec<float>(23.0f), exponent);
-  bits = (bits & 0x007fffff) + 0x3f3504f3;
-  const Vec<float> f = Vec<float>((Vec<float>::Native)bits) - Vec<float>(1.0f), square = f * f;
-  Vec<float> tail = f * square * polynomial(f, kCoefficients);
-  tail = fma(exponent, Vec<float>(kLn2Low), tail);
+  const Vec<float> square = x.f * x.f;
+  Vec<float> tail = x.f * square * polynomial(x.f, kCoefficients);
+  tail = fma(x.exponent, Vec<float>(kLn2Low), tail);
   tail = fma(Vec<float>(-0.5f), square, tail);
-  const Vec<float> finite = fma(exponent, Vec<float>(kLn2High), f + tail);
-  const Vec<float> infinity(__builtin_inff());
-  const Vec<float> at_zero =
-      select(x == Vec<float>(0.0f), -infinity, Vec<float>(__builtin_nanf("")));
-  return select(x > Vec<float>(0.0f), select(x < infinity, finite, x), at_zero);
+  return fma(x.exponent, Vec<float>(kLn2High), x.f + tail);
+}
+
+GENSSL_INLINE Vec<float> log(Vec<float> x) {
+  const Vec<float> zero(0.0f), infinity(__builtin_inff()), nan(__builtin_nanf(""));
+  const auto subnormal = x < Vec<float>(0x1p-126f);
+  BinaryParts parts = split_binary(select(subnormal, x * Vec<float>(0x1p23f), x));
+  parts.exponent = select(subnormal, parts.exponent - Vec<float>(23.0f), parts.exponent);
+  const Vec<float> of_positive = select(x < infinity, log_of_parts(parts), x);
+  return select(x > zero, of_positive, select(x == zero, -infinity, nan));
 }
 
 // pi/2 in three parts: with a fused multiply-add the first subtraction is exact.

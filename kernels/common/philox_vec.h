@@ -4,9 +4,14 @@
 // A 64-bit lane holds one counter, each of its four words in a register of its own. The widening
 // multiply reads the low half of a lane and ignores the rest, so a round is two multiplies, two
 // shifts and two three-way xors without a single shuffle; several independent chains hide the
-// latency of the multiply. After the last round words (0, 2) and (1, 3) of a counter share its
+// latency of the multiply. After the last round, words (0, 2) and (1, 3) of a counter share its
 // lane: Box-Muller then fills whole registers, and because lanes hold counters in the order 0, n/2,
 // 1, n/2 + 1, ... one interleave of the cosines with the sines puts the normals into element order.
+// A batch runs on from one sample into the next, so that small samples fill the lanes too.
+//
+// Cycles per normal on one core of an AMD EPYC (Zen 4): baseline 22.6, AVX2 5.2, AVX-512 2.6, of
+// which 1.35 are the rounds (one chain 3.4, two 2.9, four 2.6). Finding the samples of a batch in
+// the lanes instead of one by one: samples of 64 elements 4.4 to 2.9, of 2 elements 12.1 to 8.5.
 #pragma once
 
 #include "kernels/common/math.h"
@@ -71,7 +76,11 @@ GENSSL_INLINE void interleave(Register32 a, Register32 b, Register32 result[2]) 
 }
 #else
 GENSSL_INLINE Words64 multiply_low_halves(Words64 a, uint32_t b) {
+#if defined(__SSE2__)
+  return (Words64)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+#else
   return (a & 0xffffffffu) * uint64_t(b);
+#endif
 }
 GENSSL_INLINE Words32 join_low_halves(Words64 a, Words64 b) {
   return (Words32)((a & 0xffffffffu) | (b << 32));
@@ -96,7 +105,6 @@ constexpr LaneOrder kLaneOrder;
 
 GENSSL_INLINE void philox_rounds(const PhiloxKeys& keys, PhiloxBatch& batch) {
   auto& word = batch.word;
-#pragma GCC unroll 1
   for (int round = 0; round < kPhiloxRounds; ++round) {
     for (int chain = 0; chain < kPhiloxChains; ++chain) {
       const Words64 product0 = multiply_low_halves(word[0][chain], kPhiloxMultiply0);
@@ -112,21 +120,6 @@ GENSSL_INLINE void philox_rounds(const PhiloxKeys& keys, PhiloxBatch& batch) {
 GENSSL_INLINE Vec<float> uniform_from_words(Words32 words) {
   const Vec<float> value(__builtin_convertvector(words, Vec<float>::Native));
   return fma(value, Vec<float>(0x1p-32f), Vec<float>(0x1p-33f));
-}
-
-// ln u as in philox.h, which names the steps.
-GENSSL_INLINE Vec<float> log_of_uniform(Vec<float> u) {
-  using Bits = Register<float>::Mask;
-  constexpr float kCoefficients[] = GENSSL_LOG_COEFFICIENTS;
-  const Bits shifted = (Bits)u.value - 0x3f3504f3;
-  const Vec<float> exponent(__builtin_convertvector(shifted >> 23, Vec<float>::Native));
-  const Bits mantissa = (shifted & 0x007fffff) + 0x3f3504f3;
-  const Vec<float> f = Vec<float>((Vec<float>::Native)mantissa) - Vec<float>(1.0f);
-  const Vec<float> square = f * f;
-  Vec<float> tail = f * square * polynomial(f, kCoefficients);
-  tail = fma(exponent, Vec<float>(kLn2Low), tail);
-  tail = fma(Vec<float>(-0.5f), square, tail);
-  return fma(exponent, Vec<float>(kLn2High), f + tail);
 }
 
 // sin and cos of 2 pi u as in philox.h.
@@ -147,7 +140,8 @@ GENSSL_INLINE SineCosine<float> sincos_of_turn(Vec<float> u) {
 // order.
 struct Normal {
   static GENSSL_INLINE void convert(Words32 first, Words32 second, Vec<float> result[2]) {
-    const Vec<float> radius = sqrt(Vec<float>(-2.0f) * log_of_uniform(uniform_from_words(first)));
+    const BinaryParts parts = split_binary(uniform_from_words(first));
+    const Vec<float> radius = sqrt(Vec<float>(-2.0f) * log_of_parts(parts));
     const SineCosine<float> angle = sincos_of_turn(uniform_from_words(second));
     Vec<float>::Native numbers[2];
     interleave((radius * angle.cosine).value, (radius * angle.sine).value, numbers);

@@ -6,7 +6,11 @@
 // in that order, with fused multiply-adds; state_0 = x, prediction_0 is the new one.
 //
 // One pass over memory in tiles of kSamplerTile elements. The noise of a tile is drawn into a
-// buffer in the first-level cache just before it is used.
+// buffer in the first-level cache just before it is used: small tiles let the memory reads of one
+// overlap the arithmetic of the next (DDPM step, 64x3x64x64, one core: 0.86 ms with tiles of 2048,
+// 0.78 with 512). Without noise the step runs at the rate of a plain stream with two reads and two
+// writes (0.18 ms). Tensors that exceed the caches are stored past them: 2^24 elements 11.9 to 7.5
+// ms.
 #pragma once
 
 #include <stdint.h>

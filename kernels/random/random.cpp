@@ -8,15 +8,19 @@ namespace {
 
 constexpr int64_t kChunk = 1024;
 
+template <class Map>
+void fill_floats_of(const RandomArgs& args, int64_t begin, int64_t end, float* target) {
+  fill<Map>(args.seed, args.step, args.first_sample, args.elements_per_sample, begin, end, target);
+}
+
 void fill_floats(const RandomArgs& args, int64_t begin, int64_t end, float* target) {
-  const auto& [unused_target, type, distribution, elements, seed, step, first_sample] = args;
-  switch (distribution) {
+  switch (args.distribution) {
     case Distribution::uniform:
-      return fill<Uniform>(seed, step, first_sample, elements, begin, end, target);
+      return fill_floats_of<Uniform>(args, begin, end, target);
     case Distribution::normal:
-      return fill<Normal>(seed, step, first_sample, elements, begin, end, target);
+      return fill_floats_of<Normal>(args, begin, end, target);
     case Distribution::rademacher:
-      return fill<Rademacher>(seed, step, first_sample, elements, begin, end, target);
+      return fill_floats_of<Rademacher>(args, begin, end, target);
   }
 }
 
@@ -49,11 +53,6 @@ void random(const RandomArgs& args, int64_t begin, int64_t end) {
     case ElementType::float16:
       return fill_converted<Float16>(args, begin, end);
   }
-}
-
-void fill_normal(uint64_t seed, uint32_t step, uint64_t first_sample, int64_t elements_per_sample,
-                 int64_t begin, int64_t end, float* target) {
-  fill<Normal>(seed, step, first_sample, elements_per_sample, begin, end, target);
 }
 
 }  // namespace genssl::GENSSL_ISA

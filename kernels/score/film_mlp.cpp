@@ -4,6 +4,11 @@
 // (where there is no table) gamma and beta and then the products of the whole block, so that a
 // panel is read from the second level cache once per block; bias, FiLM, SiLU and the residual are
 // applied to a tile while it is in the first.
+//
+// Measured on one core (limit 115 GFLOP/s), width 256, 4 blocks, 512 samples: 105 GFLOP/s with a
+// table, 107 with a time per sample; without SiLU 109. Packing takes 3 %, and embedding and table
+// of one shared time 7 % of the call, halved by the second thread. A table costs a condition two
+// loads a number in the epilogue, and saves two products of three where samples share their time.
 #include "kernels/score/film_mlp.h"
 
 #include "kernels/score/film_mlp_block.h"

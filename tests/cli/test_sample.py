@@ -213,6 +213,14 @@ def test_wrong_checkpoints(sample, checkpoint, tmp_path):
         assert not list(tmp_path.glob("out*"))
 
 
+def test_count_beyond_any_disk(sample, tmp_path):
+    for count in (10**15, 10**30):
+        result = sample(tmp_path / "out.npy", count=count)
+        assert result.code == 1
+        assert "out: expected room for" in result.err
+        assert not list(tmp_path.iterdir())
+
+
 def test_unwritable_paths(sample, tmp_path):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file" / "out.npz", "/proc/out.npz"):
@@ -226,10 +234,11 @@ def test_unwritable_paths(sample, tmp_path):
     ("arguments", "message"),
     [
         (("--sampler", "dddim"), "invalid choice: 'dddim'"),
+        (("--sampler", "identity"), "invalid choice: 'identity'"),
         (("--steps", "-3"), "argument --steps: expected a whole number of at least 1, got '-3'"),
         (("--count", "many"), "argument --count: expected a whole number of at least 1, got 'many'"),
         (("--seed", "-1"), "argument --seed: expected a whole number from 0"),
-        (("--out", "out.png"), "expected a name that ends in .npz, .npy, a folder, got 'out.png'"),
+        (("--out", "out.png"), "ends in .npz or .npy or no suffix (a folder), got 'out.png'"),
     ],
 )
 def test_wrong_usage(sample, tmp_path, arguments, message):

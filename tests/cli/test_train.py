@@ -94,6 +94,9 @@ def test_resuming_with_other_settings_is_refused(run, data, tmp_path):
     longer = run("train", "--resume", "--out", out, "--steps", 4, *SMALL)
     assert longer.code == 0
     assert "trained for 4 steps" in longer.out
+    shorter = run("train", "--resume", "--out", out, "--steps", 3)
+    assert shorter.code == 1
+    assert "steps: expected at least 4, which the run has done, got 3" in shorter.err
 
 
 def test_finished_run_is_not_overwritten_by_accident(run, data, tmp_path):

@@ -1,6 +1,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -252,6 +253,15 @@ def test_errors_name_the_argument():
         draw(shape=(2,))
     with pytest.raises(ValueError, match="shape: expected"):
         draw(shape=(-1, 2))
+    for process in (None, VPSDE):
+        with pytest.raises(ValueError, match=r"process: expected a process, such as VPSDE\(\), got"):
+            sample(model, process, shape=(2, 2))
+    for shape in ((), 4, (2.0, 2)):
+        with pytest.raises(ValueError, match="shape: expected whole numbers"):
+            draw(shape=shape)
+    with pytest.raises(ValueError, match="steps: expected a whole number, got '5'"):
+        draw(steps="5")
+    assert draw(shape=(np.int64(2), 2), steps=np.int64(3)).shape == (2, 2)
     with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
         draw(batch=0)
     with pytest.raises(ValueError, match="labels"):
