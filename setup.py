@@ -134,7 +134,9 @@ class build_kernels(build_ext):
             if source.name == "isa.cpp":
                 continue
             for isa, machine in isas.items():
-                flags = f"{self.common_flags()} -ffp-contract=off -fno-math-errno -DGENSSL_ISA={isa} {machine}"
+                flags = (
+                    f"{self.common_flags()} -ffp-contract=off -fno-math-errno -DGENSSL_ISA={isa} {machine}"
+                )
                 kernels.append(build.compile("cxx", source, flags, isa))
         glue = [build.compile("cxx", s, self.torch_flags()) for s in sorted((ROOT / "csrc").glob("*.cpp"))]
         libraries = torch_paths()[1]
@@ -161,7 +163,9 @@ class build_kernels(build_ext):
             build.compile("cxx", source, cuda_flags) for source in sorted((ROOT / "csrc/cuda").glob("*.cpp"))
         ]
         library = next(p for p in (toolkit / "lib64", toolkit / "lib") if p.is_dir())
-        libraries = f"-L{torch_paths()[1]} -ltorch_cpu -ltorch -lc10 -L{library} -lcudart_static -ldl -lrt -lpthread"
+        libraries = (
+            f"-L{torch_paths()[1]} -ltorch_cpu -ltorch -lc10 -L{library} -lcudart_static -ldl -lrt -lpthread"
+        )
         build.link(package / "_cuda.so", objects, libraries)
 
     def get_outputs(self) -> list[str]:

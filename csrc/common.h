@@ -64,6 +64,25 @@ inline void check_shape(const Tensor& tensor, const char* name,
   check_shape<std::initializer_list<int64_t>>(tensor, name, expected);
 }
 
+// Uninitialised memory on the device of `like`. The C function is called by itself: the stable
+// ABI's own new_empty looks its operation up by name, which takes 5 microseconds instead of 1.
+inline Tensor new_empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape,
+                        ScalarType type) {
+  int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  int32_t layout, device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(like.get(), &layout));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle result;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_aten_new_empty(like.get(), shape.data(), static_cast<int64_t>(shape.size()),
+                                &dtype, &layout, &device_type, device_index, nullptr, &result));
+  return Tensor(result);
+}
+inline Tensor new_empty_like(const Tensor& tensor) {
+  return new_empty(tensor, tensor.sizes(), tensor.scalar_type());
+}
+
 inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }

@@ -24,7 +24,7 @@ Tensor film_mlp(Tensor x, Tensor t, Tensor frequencies, bool sin_first, Tensor w
   STD_TORCH_CHECK(t.dim() == 0 || (t.dim() == 1 && t.size(0) == x.size(0)),
                   "t: expected the shape [] or [", x.size(0), "], got ", shape_of(t));
   t = contiguous_to(t, inputs.compute_type());
-  Tensor y = torch::stable::new_empty(inputs.x, inputs.x.sizes());
+  Tensor y = new_empty_like(inputs.x);
   if (inputs.compute_type() == ScalarType::Double) {
     run<double>(inputs, t, y);
   } else {

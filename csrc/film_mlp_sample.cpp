@@ -65,7 +65,7 @@ Tensor film_mlp_sample(Tensor x, Tensor frequencies, bool sin_first, Tensor w_in
       static_cast<uint32_t>(value_of(step, step_tensor, "step")),
       noise,
   };
-  Tensor y = torch::stable::new_empty(inputs.x, inputs.x.sizes());
+  Tensor y = new_empty_like(inputs.x);
   if (inputs.compute_type() == ScalarType::Double) {
     run<double>(inputs, sampler, y);
   } else {

@@ -20,7 +20,7 @@ Tensor langevin_step(Tensor x, Tensor score, OptionalTensor noise, double snr, d
   x = as_contiguous(x);
   score = contiguous_like(score, x, "score");
   if (noise) noise = contiguous_like(*noise, x, "noise");
-  Tensor next = torch::stable::new_empty(x, x.sizes());
+  Tensor next = new_empty_like(x);
   LangevinStepArgs args{
       .type = element_type(x, "x"),
       .elements_per_sample = elements_per_sample(x),
@@ -45,7 +45,7 @@ Tensor langevin_step(Tensor x, Tensor score, OptionalTensor noise, double snr, d
     squares.resize(2 * segments);
     args.squares = squares.data();
     if (!noise) {
-      scratch = torch::stable::new_empty(x, x.sizes(), ScalarType::Float);
+      scratch = new_empty(x, x.sizes(), ScalarType::Float);
       args.noise = static_cast<float*>(scratch.mutable_data_ptr());
     }
     parallel_for(0, segments, grain, [&](int64_t begin, int64_t end) {

@@ -7,7 +7,8 @@
 
 namespace genssl {
 
-// Calls body(begin, end) on disjoint ranges that cover [begin, end). A grain is the least worth a thread.
+// Calls body(begin, end) on disjoint ranges that cover [begin, end). A grain is the least worth a
+// thread.
 template <class Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   if (end - begin <= grain) {

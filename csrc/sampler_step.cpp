@@ -64,7 +64,7 @@ Tensor sampler_step_out(Tensor x, Tensor model_output, Tensors predictions, Tens
   model_output = contiguous_like(model_output, x, "model_output");
   if (noise) noise = contiguous_like(*noise, x, "noise");
   coefficients = as_contiguous(coefficients);
-  Tensor prediction = torch::stable::new_empty(x, x.sizes());
+  Tensor prediction = new_empty_like(x);
   SamplerStepArgs args{
       .type = element_type(x, "x"),
       .samples = num_samples(x),
@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor> sampler_step(Tensor x, Tensor model_output, Tensors p
                                         int64_t num_states, double clip, int64_t seed,
                                         OptionalTensor seed_tensor, int64_t step,
                                         OptionalTensor step_tensor, int64_t first_sample) {
-  Tensor next = torch::stable::new_empty(x, x.sizes());
+  Tensor next = new_empty_like(x);
   Tensor prediction = sampler_step_out(x, model_output, predictions, states, noise, coefficients,
                                        index, index_tensor, num_states, clip, seed, seed_tensor,
                                        step, step_tensor, first_sample, next);

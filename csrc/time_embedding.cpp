@@ -18,7 +18,7 @@ Tensor time_embedding(Tensor t, Tensor frequencies, bool sin_first, int64_t dim)
   frequencies = contiguous_to(frequencies, is_double ? ScalarType::Double : ScalarType::Float);
   std::vector<int64_t> shape(t.sizes().begin(), t.sizes().end());
   shape.push_back(dim);
-  Tensor target = torch::stable::new_empty(t, shape);
+  Tensor target = new_empty(t, shape, t.scalar_type());
   const TimeEmbeddingArgs args{
       .type = element_type(t, "t"),
       .times = t.const_data_ptr(),

@@ -29,9 +29,7 @@ def check_choice(argument: str, value, choices: Iterable) -> None:
     """The value must be one of the choices."""
     choices = list(choices)
     if value not in choices:
-        raise ValueError(
-            f"{argument}: expected one of {', '.join(map(repr, choices))}, got {value!r}"
-        )
+        raise ValueError(f"{argument}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_dtype(argument: str, tensor: Tensor, dtypes: Iterable[torch.dtype] = FLOATING) -> None:
@@ -47,14 +45,10 @@ def check_dtype(argument: str, tensor: Tensor, dtypes: Iterable[torch.dtype] = F
 def check_shape(argument: str, tensor: Tensor, shape: tuple, meaning: str) -> None:
     """The tensor must have this shape; ``meaning`` says it in words, such as ``[B, D]``."""
     if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(
-            f"{argument}: expected shape {meaning} = {list(shape)}, got {list(tensor.shape)}"
-        )
+        raise ValueError(f"{argument}: expected shape {meaning} = {list(shape)}, got {list(tensor.shape)}")
 
 
-def check_same(
-    argument: str, tensor: Tensor, other: Tensor, other_name: str, *, shape: bool = True
-) -> None:
+def check_same(argument: str, tensor: Tensor, other: Tensor, other_name: str, *, shape: bool = True) -> None:
     """Same shape (unless told otherwise), dtype and device as another argument."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{argument}: expected a tensor, got {type(tensor).__name__}")
@@ -63,9 +57,7 @@ def check_same(
             f"{argument}: expected the shape of {other_name}, {list(other.shape)}, got {list(tensor.shape)}"
         )
     if tensor.dtype != other.dtype:
-        raise TypeError(
-            f"{argument}: expected the dtype of {other_name}, {other.dtype}, got {tensor.dtype}"
-        )
+        raise TypeError(f"{argument}: expected the dtype of {other_name}, {other.dtype}, got {tensor.dtype}")
     if tensor.device != other.device:
         raise ValueError(
             f"{argument}: expected the device of {other_name}, {other.device}, got {tensor.device}"

@@ -18,7 +18,16 @@ from hypothesis import strategies as st
 from torch.utils._pytree import tree_map
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-TRANSFORMS = ("grad", "jacrev", "jacfwd", "hessian", "vmap", "vmap_grad", "grad_of_tangent")
+TRANSFORMS = (
+    "grad",
+    "jacrev",
+    "jacfwd",
+    "hessian",
+    "vmap",
+    "vmap_grad",
+    "grad_of_tangent",
+    "tangent_of_tangent",
+)
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ class Battery:
         plain, _ = partial_function(case, torch.float64, 2, reference=True)
         compare_transform(transform, ours, plain, wanted)
 
-    @pytest.mark.parametrize("what", ["reverse", "jvp", "vmap"])
+    @pytest.mark.parametrize("what", ["reverse", "grad", "jvp", "vmap"])
     def test_compiled(self, differentiable_case, what):
         case = differentiable_case
         ours, wanted = partial_function(case, torch.float64, 2)
@@ -150,7 +159,7 @@ class Battery:
             found = torch.autograd.grad(compiled(*wanted), wanted)
             expected = torch.autograd.grad(scalar_of(plain)(*wanted), wanted)
         else:
-            build = {"jvp": tangents_of, "vmap": mapped}[what]
+            build = {"grad": gradient_of, "jvp": tangents_of, "vmap": mapped}[what]
             compiled = torch.compile(build(ours), backend="aot_eager", fullgraph=True)
             found, expected = compiled(*wanted), build(plain)(*wanted)
         assert_all_equal(found, expected)
@@ -219,6 +228,14 @@ def scalar_of(function) -> Callable:
     return lambda *args: sum((cotangent(o) * o + o * o).sum() for o in as_tuple(function(*args)))
 
 
+def gradient_of(function) -> Callable:
+    def gradient(*args):
+        args = tuple(a.detach() for a in args)
+        return torch.func.grad(scalar_of(function), tuple(range(len(args))))(*args)
+
+    return gradient
+
+
 def tangents_of(function) -> Callable:
     def tangents(*args):
         args = tuple(a.detach() for a in args)
@@ -248,6 +265,7 @@ def compare_transform(transform: str, ours, plain, wanted) -> None:
         "grad_of_tangent": lambda f: torch.func.grad(
             lambda *a: sum((t * t).sum() for t in as_tuple(tangents_only(f)(*a))), positions
         )(*args),
+        "tangent_of_tangent": lambda f: tangents_of(tangents_of_sines(f))(*args),
     }[transform]
     assert_all_equal(build(ours), build(plain))
 
@@ -256,11 +274,13 @@ def tangents_only(function) -> Callable:
     return lambda *a: torch.func.jvp(function, a, tuple(torch.cos(v.detach()) for v in a))[1]
 
 
+def tangents_of_sines(function) -> Callable:
+    return lambda *a: torch.func.jvp(function, a, tuple(torch.sin(v) for v in a))
+
+
 def assert_all_equal(found, expected) -> None:
     """Equal up to the rounding of fp64."""
-    tree_map(
-        lambda a, b: torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10), found, expected
-    )
+    tree_map(lambda a, b: torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10), found, expected)
 
 
 def transposed_storage(tensor: torch.Tensor) -> torch.Tensor:

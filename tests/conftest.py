@@ -38,9 +38,7 @@ def pytest_generate_tests(metafunc):
         ids = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, _, dtype in pairs]
         metafunc.parametrize((fixture, "dtype"), [pair[1:] for pair in pairs], ids=ids)
     elif "differentiable_case" in names:
-        metafunc.parametrize(
-            "differentiable_case", differentiable.values(), ids=differentiable.keys()
-        )
+        metafunc.parametrize("differentiable_case", differentiable.values(), ids=differentiable.keys())
     elif "case" in names:
         metafunc.parametrize("case", cases.values(), ids=cases.keys())
     if "error" in names:

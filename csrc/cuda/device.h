@@ -21,7 +21,7 @@ Tensor on_device_of(const Tensor& x, const Tensor& tensor, const char* name);
 
 inline Tensor scratch(const Tensor& like, size_t bytes) {
   const int64_t size = static_cast<int64_t>(bytes);
-  return torch::stable::new_empty(like, {&size, 1}, ScalarType::Byte);
+  return new_empty(like, {&size, 1}, ScalarType::Byte);
 }
 
 }  // namespace genssl::cuda

@@ -56,7 +56,7 @@ Tensor film_mlp_sample(Tensor x, Tensor frequencies, bool sin_first, Tensor w_in
     noise = on_device_of(x, *noise, "noise");
   }
   if (x.numel() == 0 || args.num_rows == 0) return torch::stable::clone(inputs.x);
-  Tensor y = torch::stable::new_empty(inputs.x, inputs.x.sizes());
+  Tensor y = new_empty_like(inputs.x);
   args.tensors = film_mlp_tensors(inputs);
   args.batch = x.size(0);
   args.clip = clip;

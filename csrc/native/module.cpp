@@ -18,8 +18,9 @@ void bind_film_mlp_plan(pybind11::module_& module);
 }  // namespace genssl
 
 PYBIND11_MODULE(_native, module) {
-  module.def("isa", [] { return genssl::isa_name(genssl::current_isa()); },
-             "The instruction set that CPU kernels use: avx512, avx2 or baseline.");
+  module.def(
+      "isa", [] { return genssl::isa_name(genssl::current_isa()); },
+      "The instruction set that CPU kernels use: avx512, avx2 or baseline.");
   module.def(
       "set_parallel_for",
       [](uintptr_t address) {

@@ -133,7 +133,7 @@ class EagerLoop:
             t = torch.full((len(x),), t, dtype=dtype, device=x.device)
         output = self.model(x, t) if labels is None else self.model(x, t, labels)
         self._check_finite(output, "the network's output", row, first_sample)
-        return output
+        return output.to(x.dtype)  # under autocast it may be another
 
     def _correct(self, x: Tensor, row: int, labels: Tensor | None, first_sample: int) -> Tensor:
         scale, of_x, of_output, factor = self.corrector_rows[row]

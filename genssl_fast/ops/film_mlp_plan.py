@@ -21,8 +21,9 @@ class FilmMLPPlan:
     """A FiLM-MLP that keeps its weights packed between calls; CPU, fp32 or fp64, no derivatives.
 
     Weights changed in place are noticed by their data pointer and version and packed anew. A change
-    that PyTorch does not count, as through NumPy, needs :meth:`refresh`. Results have the bits of
-    :func:`genssl_fast.film_mlp` and :func:`genssl_fast.film_mlp_sample`.
+    that PyTorch does not count, as through NumPy or by an optimizer with ``fused=True``, needs
+    :meth:`refresh`. Results have the bits of :func:`genssl_fast.film_mlp` and
+    :func:`genssl_fast.film_mlp_sample`.
 
     Arguments:
         weights: the network; the tensors are kept, and read again where they have changed.

@@ -242,11 +242,7 @@ def sampler_step(
     if clip_denoised is not None:
         check(clip_denoised > 0, "clip_denoised", "a positive bound or None", clip_denoised)
     check_first_sample(first_sample)
-    seed = (
-        0
-        if seed is None and (noise is not None or _noiseless(table, index, index_tensor))
-        else seed
-    )
+    seed = 0 if seed is None and (noise is not None or _noiseless(table, index, index_tensor)) else seed
     args = (
         x, model_output, predictions, states, noise, table.on(x.device), index, index_tensor,
         table.num_states, math.nan if clip_denoised is None else float(clip_denoised),
@@ -307,9 +303,7 @@ def langevin_step(
     if noise is not None:
         check_same("noise", noise, x, "x")
     given = [name for name, value in (("snr", snr), ("step_size", step_size)) if value is not None]
-    check(
-        len(given) == 1, "snr, step_size", "exactly one of them", " and ".join(given) or "neither"
-    )
+    check(len(given) == 1, "snr, step_size", "exactly one of them", " and ".join(given) or "neither")
     check(snr is None or snr > 0, "snr", "a positive number", snr)
     check(step_size is None or step_size >= 0, "step_size", "a number of at least 0", step_size)
     check(alpha > 0, "alpha", "a positive number", alpha)
@@ -332,9 +326,7 @@ def _check_step(x, model_output, table, noise) -> None:
 
 
 def _checked_history(x, history) -> tuple[list, list]:
-    check(
-        len(history) == 2, "history", "two tuples (predictions, states)", f"{len(history)} entries"
-    )
+    check(len(history) == 2, "history", "two tuples (predictions, states)", f"{len(history)} entries")
     for name, entries in zip(("predictions", "states"), history):
         for number, entry in enumerate(entries):
             check_same(f"history {name}[{number}]", entry, x, "x")
@@ -344,7 +336,8 @@ def _checked_history(x, history) -> tuple[list, list]:
 def _checked_index(x, table, index) -> tuple[int, Tensor | None]:
     if not isinstance(index, Tensor):
         expected = f"a row of the table, 0 to {table.num_rows - 1}"
-        check(0 <= index < table.num_rows, "index", expected, index)
+        is_row = not isinstance(index, float) and 0 <= index < table.num_rows
+        check(is_row, "index", expected, index)
         return int(index), None
     check_dtype("index", index, (torch.int64,))
     check_shape("index", index, x.shape[:1], "[B]")

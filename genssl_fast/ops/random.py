@@ -97,11 +97,10 @@ def random_rademacher(
 
 def _filled(distribution, shape, seed, step, first_sample, dtype, device) -> Tensor:
     check_choice("dtype", dtype, FLOATING)
+    shape = (shape,) if isinstance(shape, int) else shape
     check(len(shape) > 0, "shape", "at least one dimension, the samples", tuple(shape))
     check(all(size >= 0 for size in shape), "shape", "sizes of at least 0", tuple(shape))
     check_first_sample(first_sample)
     out = torch.empty(tuple(shape), dtype=dtype, device=device)
-    fill_random(
-        out, distribution, *fold_seed(seed, out.device), *fold_step(step, out.device), first_sample
-    )
+    fill_random(out, distribution, *fold_seed(seed, out.device), *fold_step(step, out.device), first_sample)
     return out

@@ -56,7 +56,7 @@ _time_embedding = differentiable(raw_time_embedding, backward=_embedding_backwar
 
 
 def sinusoidal_frequencies(dim: int, convention: str, max_period: float, device: torch.device) -> Tensor:
-    """Frequencies max_period^(−i / (half − shift)), i < half, computed in fp64 and kept in fp32. [dim // 2]"""
+    """Frequencies max_period^(−i / (half − shift)), i < half, in fp32 from fp64. [dim // 2]"""
     half = dim // 2
     order = torch.arange(half, dtype=torch.float64, device="cpu")
     exponent = order / max(half - CONVENTIONS[convention][1], 1)
@@ -88,7 +88,7 @@ def embedding_frequencies(dim, kind, convention, max_period, frequencies, device
         compute = sinusoidal_frequencies if is_traced() else _kept_frequencies
         return compute(dim, convention, float(max_period), device), sin_first
     check_dtype("frequencies", frequencies, (torch.float32, torch.float64))
-    wanted = torch.is_grad_enabled() and frequencies.requires_grad or has_tangent([frequencies])
+    wanted = (torch.is_grad_enabled() and frequencies.requires_grad) or has_tangent([frequencies])
     check(not wanted, "frequencies", "a tensor without derivatives", "one whose derivatives are wanted")
     expected, got = f"shape [dim // 2] = [{dim // 2}]", list(frequencies.shape)
     check(got == [dim // 2], "frequencies", expected, got)
@@ -137,8 +137,8 @@ def time_embedding(
 
     References:
         Vaswani et al., Attention Is All You Need, https://arxiv.org/abs/1706.03762;
-        Tancik et al., Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains,
-        https://arxiv.org/abs/2006.10739
+        Tancik et al., Fourier Features Let Networks Learn High Frequency Functions in Low
+        Dimensional Domains, https://arxiv.org/abs/2006.10739
 
     Example:
         >>> genssl_fast.time_embedding(torch.tensor([0.0, 1.0]), 4)[0]

@@ -1,4 +1,5 @@
-// Choice of instruction set at load time. GENSSL_ISA=avx512|avx2|baseline in the environment overrides it.
+// Choice of instruction set at load time. GENSSL_ISA=avx512|avx2|baseline in the environment
+// overrides it.
 #pragma once
 
 #include <stdint.h>
@@ -25,9 +26,9 @@ const char* isa_name(Isa isa);
   }
 
 #if defined(__x86_64__)
-#define GENSSL_DISPATCH(name)                                                  \
-  (::genssl::current_isa() == ::genssl::Isa::avx512 ? &::genssl::avx512::name  \
-   : ::genssl::current_isa() == ::genssl::Isa::avx2 ? &::genssl::avx2::name    \
+#define GENSSL_DISPATCH(name)                                                 \
+  (::genssl::current_isa() == ::genssl::Isa::avx512 ? &::genssl::avx512::name \
+   : ::genssl::current_isa() == ::genssl::Isa::avx2 ? &::genssl::avx2::name   \
                                                     : &::genssl::baseline::name)
 #else
 #define GENSSL_DISPATCH(name) (&::genssl::baseline::name)

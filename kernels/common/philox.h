@@ -7,11 +7,11 @@
 //   element e of a sample uses word e mod 4 of block e div 4
 //
 //   uniform    u = (word + 0.5) 2^-32, rounded to fp32: (0, 1]
-//   normal     words (0, 1) and (2, 3) give r cos a and r sin a with r^2 = -2 ln u_first, a = 2 pi u_second
-//   rademacher +1 where the top bit is 0, -1 where it is 1
+//   normal     words (0, 1) and (2, 3) give r cos a and r sin a with r^2 = -2 ln u_first, a = 2 pi
+//   u_second rademacher +1 where the top bit is 0, -1 where it is 1
 //
-// The vector and the Triton versions evaluate the same polynomials in the same order, so that integer
-// streams are identical on every backend and normals agree to 4 ulp.
+// The vector and the Triton versions evaluate the same polynomials in the same order, so that
+// integer streams are identical on every backend and normals agree to 4 ulp.
 #pragma once
 
 #include <math.h>
@@ -29,9 +29,9 @@ constexpr uint32_t kPhiloxWeyl1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
 
 // ln(1 + f) = f - f^2/2 + f^3 P(f) for 1 + f in [sqrt(1/2), sqrt(2)), highest power first.
-#define GENSSL_LOG_COEFFICIENTS                                                               \
-  {7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f, \
-   -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f}
+#define GENSSL_LOG_COEFFICIENTS                                                                  \
+  {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,  -1.2420140846e-1f, 1.4249322787e-1f, \
+   -1.6668057665e-1f, 2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f}
 constexpr float kLn2High = 0.693359375f;
 constexpr float kLn2Low = -2.12194440e-4f;
 
@@ -112,7 +112,8 @@ GENSSL_HOST_DEVICE inline void sincos_of_turn(float u, float* cosine, float* sin
 }
 
 // The two normals of a pair of words.
-GENSSL_HOST_DEVICE inline void normals_from_words(uint32_t first, uint32_t second, float* z0, float* z1) {
+GENSSL_HOST_DEVICE inline void normals_from_words(uint32_t first, uint32_t second, float* z0,
+                                                  float* z1) {
   const float radius = sqrtf(-2.0f * log_of_uniform(uniform_from_word(first)));
   float cosine, sine;
   sincos_of_turn(uniform_from_word(second), &cosine, &sine);

@@ -66,27 +66,33 @@ struct DrawnNoise {
 template <class Element, class Noise>
 void step_segment(const SamplerStepArgs& args, const Segment<Element>& segment, Noise noise) {
   using Number = Lanes<Element>;
-  const Number clip(segment.clip);
+  // Locals: what lies behind a reference would be loaded again after every store.
+  const Number a(segment.a[0]), b(segment.b[0]), e(segment.e), c(segment.c);
+  const Number d0(segment.d0), d1(segment.d1), clip(segment.clip);
+  const void *const x_source = args.x, *const output_source = args.output;
+  void *const next_target = args.next, *const prediction_target = args.prediction;
+  const int num_old_states = args.num_old_states, num_old_predictions = args.num_old_predictions;
+  const bool streaming = args.streaming;
   for_each_register<Element>(segment.begin, segment.end, [&](auto lanes) GENSSL_INLINE_LAMBDA {
-    const Number x = lanes.read(args.x), output = lanes.read(args.output);
-    Number prediction = fma(Number(segment.d1), output, Number(segment.d0) * x);
+    const Number x = lanes.read(x_source), output = lanes.read(output_source);
+    Number prediction = fma(d1, output, d0 * x);
     prediction = min(max(prediction, -clip), clip);
-    Number next = Number(segment.a[0]) * x;
-    for (int j = 0; j < args.num_old_states; ++j) {
+    Number next = a * x;
+    for (int j = 0; j < num_old_states; ++j) {
       next = fma(Number(segment.a[j + 1]), lanes.read(args.old_states[j]), next);
     }
-    next = fma(Number(segment.b[0]), prediction, next);
-    for (int j = 0; j < args.num_old_predictions; ++j) {
+    next = fma(b, prediction, next);
+    for (int j = 0; j < num_old_predictions; ++j) {
       next = fma(Number(segment.b[j + 1]), lanes.read(args.old_predictions[j]), next);
     }
-    next = fma(Number(segment.e), output, next);
-    next = noise.add(Number(segment.c), lanes, next);
-    if (args.streaming) {
-      lanes.write_streaming(args.prediction, prediction);
-      lanes.write_streaming(args.next, next);
+    next = fma(e, output, next);
+    next = noise.add(c, lanes, next);
+    if (streaming) {
+      lanes.write_streaming(prediction_target, prediction);
+      lanes.write_streaming(next_target, next);
     } else {
-      lanes.write(args.prediction, prediction);
-      lanes.write(args.next, next);
+      lanes.write(prediction_target, prediction);
+      lanes.write(next_target, next);
     }
   });
 }

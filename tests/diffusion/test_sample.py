@@ -199,6 +199,20 @@ def test_device_and_dtype_are_those_of_the_network():
     assert not samples.requires_grad
 
 
+def test_a_network_under_autocast():
+    linear = torch.nn.Linear(2, 2)
+
+    def network(x, t):
+        with torch.autocast("cpu", torch.bfloat16):
+            return linear(x)
+
+    def widened(x, t):
+        return network(x, t).float()
+
+    options = {"shape": (3, 2), "steps": 4, "seed": 1}
+    assert torch.equal(sample(network, VPSDE(), **options), sample(widened, VPSDE(), **options))
+
+
 def test_callback_counts_steps_over_all_batches():
     calls = []
     options = {"shape": (5, 2), "steps": 4, "batch": 2, "seed": 0}

@@ -1,11 +1,14 @@
 """FiLM-MLP: the battery, bits that do not depend on the batch, plans that notice new weights."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import genssl_fast
 from genssl_fast import FilmMLPPlan, FilmMLPWeights, reference
@@ -189,6 +192,45 @@ class TestPlan:
         assert torch.equal(after, run(x, t, labels, *weights))
         assert not torch.equal(after, before)
 
+    def test_notices_a_replaced_copy_at_the_same_address(self):
+        x, t, labels, *weights = large_batch(True)
+        weights[0] = torch.nn.Parameter(weights[0].t().contiguous().t())
+        plan = FilmMLPPlan(FilmMLPWeights(*weights))
+        for _ in range(3):
+            plan(x, t, labels=labels)
+            weights[0].data = torch.randn_like(weights[0])
+            assert torch.equal(plan(x, t, labels=labels), run(x, t, labels, *weights))
+
+    def test_notices_changed_frequencies(self):
+        x, t, labels, *weights = large_batch(True)
+        options = {"kind": "fourier", "frequencies": torch.rand(weights[5].shape[1] // 2)}
+        plan = FilmMLPPlan(FilmMLPWeights(*weights), **options)
+        plan(x, t, labels=labels)
+        options["frequencies"].mul_(2)
+        expected = genssl_fast.film_mlp(x, t, FilmMLPWeights(*weights), labels=labels, **options)
+        assert torch.equal(plan(x, t, labels=labels), expected)
+
+    def test_inference_tensors_are_read_anew(self):
+        with torch.inference_mode():
+            x, t, labels, *weights = (v.clone() for v in large_batch(True))
+            plan = FilmMLPPlan(FilmMLPWeights(*weights))
+            plan(x, t, labels=labels)
+            weights[2].mul_(1.5)
+            assert torch.equal(plan(x, t, labels=labels), run(x, t, labels, *weights))
+
+    def test_copies_pack_for_themselves(self):
+        x, t, labels, *weights = large_batch(True)
+        plan = FilmMLPPlan(FilmMLPWeights(*weights))
+        expected = plan(x, t, labels=labels)
+        for copied in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
+            assert torch.equal(copied(x, t, labels=labels), expected)
+
+    def test_refuses_tangents(self):
+        x, t, labels, *weights = large_batch(True)
+        plan = FilmMLPPlan(FilmMLPWeights(*weights))
+        with forward_ad.dual_level(), pytest.raises(RuntimeError, match="has no derivative"):
+            plan(forward_ad.make_dual(x, x), t, labels=labels)
+
     def test_refresh_sees_what_versions_do_not(self):
         x, t, labels, *weights = large_batch(True)
         plan = FilmMLPPlan(FilmMLPWeights(*weights))
@@ -203,3 +245,10 @@ class TestPlan:
             FilmMLPPlan(FilmMLPWeights(*(w.half() for w in SMALL)))
         with pytest.raises(ValueError, match=r"x: expected shape \[B, D\]"):
             FilmMLPPlan(SMALL)(torch.zeros(3), 0.0)
+        network = genssl_fast.nn.FilmMLP(2, hidden=4)
+        plan = FilmMLPPlan(network.weights())
+        with pytest.raises(ValueError, match="t: expected a tensor on cpu"):
+            plan(torch.zeros(1, 2), torch.zeros((), device="meta"))
+        network.bfloat16()
+        with pytest.raises(ValueError, match="x: expected dtype"):
+            plan(torch.zeros(1, 2, dtype=torch.bfloat16), 0.0)

@@ -24,9 +24,7 @@ def drawn(x):
 
 
 def plain(x, score, noise, snr=math.nan, step_size=math.nan, alpha=1.0):
-    return reference.integrate.langevin_step(
-        x, score, noise, snr, step_size, alpha, 0, None, 0, None, 0
-    )
+    return reference.integrate.langevin_step(x, score, noise, snr, step_size, alpha, 0, None, 0, None, 0)
 
 
 def ours(x, score, **options):
@@ -88,9 +86,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(elements):
     x, score = torch.randn(7, elements), torch.randn(7, elements) * torch.arange(1, 8)[:, None]
     whole = genssl_fast.langevin_step(x, score, snr=0.16, seed=1)
     for b in range(7):
-        alone = genssl_fast.langevin_step(
-            x[b : b + 1], score[b : b + 1], snr=0.16, seed=1, first_sample=b
-        )
+        alone = genssl_fast.langevin_step(x[b : b + 1], score[b : b + 1], snr=0.16, seed=1, first_sample=b)
         assert torch.equal(alone[0], whole[b])
 
 

@@ -83,9 +83,7 @@ def test_prefix_of_elements():
 
 def test_dtypes():
     narrow = genssl_fast.random_normal((9, 101), seed=3)
-    assert torch.equal(
-        genssl_fast.random_normal((9, 101), seed=3, dtype=torch.float64), narrow.double()
-    )
+    assert torch.equal(genssl_fast.random_normal((9, 101), seed=3, dtype=torch.float64), narrow.double())
     for dtype in (torch.bfloat16, torch.float16):
         assert torch.equal(genssl_fast.random_normal((9, 101), seed=3, dtype=dtype), narrow.to(dtype))
 
@@ -115,9 +113,7 @@ def test_streams_and_seeds_differ():
         genssl_fast.random_uniform((4, 100), seed=1, step=step_counter(Stream.STEP, 2)),
         genssl_fast.random_uniform((4, 100), seed=1, step=step_counter(Stream.PRIOR, 1)),
         genssl_fast.random_uniform((4, 100), seed=1, step=step_counter(Stream.STEP, 1), first_sample=4),
-        genssl_fast.random_uniform(
-            (4, 100), seed=1, step=step_counter(Stream.STEP, 1), first_sample=2**32
-        ),
+        genssl_fast.random_uniform((4, 100), seed=1, step=step_counter(Stream.STEP, 1), first_sample=2**32),
     ]
     assert all((base != other).float().mean() > 0.9 for other in others)
 

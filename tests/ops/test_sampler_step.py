@@ -107,15 +107,18 @@ class TestSamplerStep(Battery):
             ValueError,
             "index: expected a row of the table, 0 to 2, got 3",
         ),
+        "fractional row": (
+            lambda: genssl_fast.sampler_step(torch.zeros(2), torch.zeros(2), TABLE, 0.5),
+            ValueError,
+            "index: expected a row of the table, 0 to 2, got 0.5",
+        ),
         "negative row": (
             lambda: genssl_fast.sampler_step(torch.zeros(2), torch.zeros(2), TABLE, -1),
             ValueError,
             "index: expected a row",
         ),
         "rows": (
-            lambda: genssl_fast.sampler_step(
-                torch.zeros(2), torch.zeros(2), TABLE, torch.tensor([0, 5])
-            ),
+            lambda: genssl_fast.sampler_step(torch.zeros(2), torch.zeros(2), TABLE, torch.tensor([0, 5])),
             ValueError,
             "index: expected rows of the table, 0 to 2, got 0 to 5",
         ),
@@ -130,9 +133,7 @@ class TestSamplerStep(Battery):
             "table: expected a CoefficientTable, got list",
         ),
         "clip": (
-            lambda: genssl_fast.sampler_step(
-                torch.zeros(2), torch.zeros(2), TABLE, 0, clip_denoised=-1.0
-            ),
+            lambda: genssl_fast.sampler_step(torch.zeros(2), torch.zeros(2), TABLE, 0, clip_denoised=-1.0),
             ValueError,
             "clip_denoised: expected a positive bound",
         ),
@@ -207,9 +208,7 @@ def test_seed_tensor_equals_integer():
     x, output = torch.randn(3, 4), torch.randn(3, 4)
     seed = -(2**63) + 12345
     expected = genssl_fast.sampler_step(x, output, TABLE, 0, seed=seed % 2**64, step=77)
-    found = genssl_fast.sampler_step(
-        x, output, TABLE, 0, seed=torch.tensor(seed), step=torch.tensor([77])
-    )
+    found = genssl_fast.sampler_step(x, output, TABLE, 0, seed=torch.tensor(seed), step=torch.tensor([77]))
     assert torch.equal(expected[0], found[0])
 
 
@@ -222,7 +221,7 @@ def test_zero_noise_row_needs_no_seed():
 
 def test_out_has_no_derivative():
     x = torch.zeros(2, requires_grad=True)
-    with pytest.raises(RuntimeError, match="call genssl_fast.sampler_step without out"):
+    with pytest.raises(RuntimeError, match=r"call genssl_fast\.sampler_step without out"):
         genssl_fast.sampler_step(x, torch.zeros(2), TABLE, 0, out=torch.empty(2))
 
 

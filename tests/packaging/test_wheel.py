@@ -1,4 +1,4 @@
-"""The wheel holds everything: built, installed beside a bare torch, imported, one operation per family run."""
+"""The wheel holds everything: built, installed beside a bare torch, imported, an operation per family run."""
 
 import subprocess
 import sys
