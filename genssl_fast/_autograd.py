@@ -29,6 +29,9 @@ from genssl_fast._library import LIBRARY
 
 __all__ = ["differentiable", "forbid_derivatives"]
 
+# Before 2.12 PyTorch cannot go back to torch.func's layer from inside a kernel.
+REENTRANT = torch.__version__ >= (2, 12)
+
 
 def differentiable(op, *, backward: Callable, jvp: Callable, save_outputs: bool = False) -> Callable:
     """The function that users call: ``op`` with its derivatives on every path.
@@ -148,7 +151,7 @@ def _register_autograd(op, rules: _Rules, transform) -> None:
     plain = make_autograd_impl(op, info)
 
     def kernel(keyset, *args):
-        if torch._C._are_functorch_transforms_active():
+        if REENTRANT and torch._C._are_functorch_transforms_active():
             flat, structure = tree_flatten(args)
             with _transforms_from_the_top():
                 return transform.apply(structure, *flat)
