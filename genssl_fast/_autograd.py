@@ -55,7 +55,7 @@ def differentiable(op, *, backward: Callable, jvp: Callable, save_outputs: bool 
             return transform.apply(structure, *flat)
         if torch.compiler.is_compiling() or wants_gradient(args):
             return op(*args)
-        with torch._C._AutoDispatchBelowAutograd():  # saves the 4 µs of a Python autograd kernel
+        with torch._C._AutoDispatchBelowAutograd():  # saves 11 µs of a Python autograd kernel
             return op(*args)
 
     return apply
