@@ -8,9 +8,10 @@ STAMP := $(VENV)/.requirements
 
 setup: $(STAMP) build
 
-$(STAMP): requirements.txt
+$(STAMP): requirements.txt requirements-peers.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-peers.txt
 	touch $@
 
 build: $(STAMP)

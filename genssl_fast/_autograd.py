@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from genssl_fast._library import LIBRARY
 
-__all__ = ["differentiable", "forbid_derivatives"]
+__all__ = ["differentiable", "forbid_derivatives", "rules_by_autograd"]
 
 # Before 2.12 PyTorch cannot go back to torch.func's layer from inside a kernel.
 REENTRANT = torch.__version__ >= (2, 12)
@@ -73,6 +73,42 @@ def forbid_derivatives(op, advice: str) -> None:
     LIBRARY.impl(op.name().split("::")[1], guard, "Autograd", with_keyset=True)
 
 
+def rules_by_autograd(reference: Callable) -> dict[str, Callable]:
+    """Both rules of an operation from PyTorch's derivatives of its reference; for what is rarely hot.
+
+    Example:
+        >>> from genssl_fast._autograd import rules_by_autograd
+        >>> sorted(rules_by_autograd(torch.sin))
+        ['backward', 'jvp']
+    """
+
+    def over_tensors(inputs):
+        """The reference as a function of its floating-point tensors, their names and values."""
+        names = [name for name, value in zip(inputs._fields, inputs) if _is_floating(value)]
+
+        def function(*values):
+            return reference(*inputs._replace(**dict(zip(names, values))))
+
+        return function, names, [getattr(inputs, name) for name in names]
+
+    def backward(inputs, outputs, grads):
+        function, names, values = over_tensors(inputs)
+        output, pullback = torch.func.vjp(function, *values)
+        found = pullback(tuple(grads) if isinstance(output, tuple) else grads[0])
+        return dict(zip(names, found))
+
+    def jvp(inputs, outputs, tangents):
+        function, names, values = over_tensors(inputs)
+        given = [getattr(tangents, name) for name in names]
+        moved = tuple(torch.zeros_like(v) if t is None else t for t, v in zip(given, values))
+        # The pullback is linear: its own pullback is the tangent map. Forward mode does not nest.
+        output, pullback = torch.func.vjp(function, *values)
+        _, pushforward = torch.func.vjp(pullback, tree_map(torch.zeros_like, output))
+        return pushforward(moved)[0]
+
+    return {"backward": backward, "jvp": jvp}
+
+
 def wants_gradient(args) -> bool:
     """Whether autograd records an operation on these arguments."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args))
@@ -89,6 +125,10 @@ def _tensors(args) -> list:
     """The tensors among arguments and lists of arguments."""
     lists = (arg if isinstance(arg, list | tuple) else (arg,) for arg in args)
     return [leaf for leaves in lists for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def _is_floating(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _below_autograd(op, keyset, args):
@@ -253,7 +293,14 @@ def _broadcast_dims(in_dims, args) -> list:
 
 def _primal(leaf):
     """Without the tangent of the innermost level."""
-    return forward_ad.unpack_dual(leaf).primal if isinstance(leaf, torch.Tensor) else leaf
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    functorch = torch._C._functorch
+    if functorch.is_batchedtensor(leaf):  # unpack_dual has no rule for vmap
+        inside = _primal(functorch.get_unwrapped(leaf))
+        dim, level = functorch.maybe_get_bdim(leaf), functorch.maybe_get_level(leaf)
+        return functorch._add_batch_dim(inside, dim, level)
+    return forward_ad.unpack_dual(leaf).primal
 
 
 def _like_argument(gradient, argument):

@@ -1,12 +1,14 @@
 """Derivatives across modes: autocast, inference, fake tensors, duals that meet compiled code."""
 
+from collections import namedtuple
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
 import genssl_fast
-from genssl_fast._autograd import REENTRANT
+from genssl_fast._autograd import REENTRANT, rules_by_autograd
 from genssl_fast.ops import score
 from tests.battery import assert_refused
 
@@ -24,6 +26,23 @@ def no_kept_frequencies():
     score._kept_frequencies.cache_clear()
     yield
     score._kept_frequencies.cache_clear()
+
+
+def test_rules_of_a_reference_match_its_derivatives():
+    def reference(x, w, power):
+        return torch.tanh(x * w) + x**power, (w * x).sum(-1)
+
+    Arguments = namedtuple("Arguments", "x w power")
+    x, w, u, v = torch.randn(4, 3, 5, dtype=torch.float64).unbind(0)
+    rules = rules_by_autograd(reference)
+    outputs, pullback = torch.func.vjp(lambda x, w: reference(x, w, 3), x, w)
+    gradients = rules["backward"](Arguments(x, w, 3), None, outputs)
+    torch.testing.assert_close((gradients["x"], gradients["w"]), pullback(outputs))
+    for tangents in ((u, v), (u, None), (None, v)):
+        given = tuple(torch.zeros_like(x) if t is None else t for t in tangents)
+        expected = torch.func.jvp(lambda x, w: reference(x, w, 3), (x, w), given)[1]
+        found = rules["jvp"](Arguments(x, w, 3), None, Arguments(*tangents, None))
+        torch.testing.assert_close(found, expected)
 
 
 def test_autocast_leaves_derivatives_alone(network):
