@@ -5,37 +5,15 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "csrc/memory.h"
 #include "kernels/integrate/film_mlp_sample.h"
 #include "kernels/score/film_mlp.h"
 
 namespace genssl {
-
-// Uninitialised memory that starts on a cache line, so that no register of weights straddles two.
-template <class T>
-class AlignedBuffer {
- public:
-  T* reserve(int64_t count) {
-    if (count > capacity_) {
-      memory_.reset(static_cast<T*>(::operator new(count * sizeof(T), kAlignment)));
-      capacity_ = count;
-    }
-    return memory_.get();
-  }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Delete {
-    void operator()(T* memory) const { ::operator delete(memory, kAlignment); }
-  };
-  std::unique_ptr<T, Delete> memory_;
-  int64_t capacity_ = 0;
-};
 
 // What a network computes before its samples. Kept between calls: fresh memory costs a page fault
 // every 4 KiB, which for a small batch is more than the arithmetic.
@@ -48,13 +26,6 @@ template <class T>
 FilmMLPMemory<T>& thread_memory() {
   thread_local FilmMLPMemory<T> memory;
   return memory;
-}
-
-// Scratch memory of the calling thread, kept likewise.
-template <class T>
-T* thread_scratch(int64_t count) {
-  thread_local AlignedBuffer<T> buffer;
-  return buffer.reserve(count);
 }
 
 template <class T>

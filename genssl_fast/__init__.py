@@ -3,28 +3,72 @@
 from genssl_fast import nn, reference
 from genssl_fast._random import Stream, step_counter
 from genssl_fast._version import __version__
+from genssl_fast.accelerate import AccelerationReport, accelerate
+from genssl_fast.ops.actnorm import actnorm
+from genssl_fast.ops.affine_coupling import affine_coupling, affine_parameters
 from genssl_fast.ops.coefficient_table import CoefficientTable
 from genssl_fast.ops.film_mlp_plan import FilmMLPPlan
 from genssl_fast.ops.film_mlp_sample import film_mlp_sample
+from genssl_fast.ops.flow_layers import (
+    CouplingLayer,
+    ElementwiseLayer,
+    LinearLayer,
+    MLPWeights,
+    PermutationLayer,
+)
+from genssl_fast.ops.flow_plan import FlowPlan
+from genssl_fast.ops.gaussian_mixture import gaussian_mixture_log_prob
 from genssl_fast.ops.integrate import langevin_step, sampler_step
+from genssl_fast.ops.invertible_linear import invertible_linear, invertible_linear_weight
+from genssl_fast.ops.made import MADEWeights, made, made_degrees, made_inverse, made_transform
+from genssl_fast.ops.permute import permute, squeeze2d
+from genssl_fast.ops.planar import planar, radial
 from genssl_fast.ops.random import random_normal, random_rademacher, random_uniform
+from genssl_fast.ops.rational_quadratic_spline import rational_quadratic_spline
 from genssl_fast.ops.score import FilmMLPWeights, film_mlp, time_embedding
+from genssl_fast.ops.transforms import AffineTransform, SplineTransform
 
 __all__ = [
+    "AccelerationReport",
+    "AffineTransform",
     "CoefficientTable",
+    "CouplingLayer",
+    "ElementwiseLayer",
     "FilmMLPPlan",
     "FilmMLPWeights",
+    "FlowPlan",
+    "LinearLayer",
+    "MADEWeights",
+    "MLPWeights",
+    "PermutationLayer",
+    "SplineTransform",
     "Stream",
     "__version__",
+    "accelerate",
+    "actnorm",
+    "affine_coupling",
+    "affine_parameters",
     "film_mlp",
     "film_mlp_sample",
+    "gaussian_mixture_log_prob",
+    "invertible_linear",
+    "invertible_linear_weight",
     "langevin_step",
+    "made",
+    "made_degrees",
+    "made_inverse",
+    "made_transform",
     "nn",
+    "permute",
+    "planar",
+    "radial",
     "random_normal",
     "random_rademacher",
     "random_uniform",
+    "rational_quadratic_spline",
     "reference",
     "sampler_step",
+    "squeeze2d",
     "step_counter",
     "time_embedding",
 ]

@@ -14,6 +14,7 @@ ParallelFor& parallel_for_function() {
 
 void bind_ceilings(pybind11::module_& module);
 void bind_film_mlp_plan(pybind11::module_& module);
+void bind_flow_plan(pybind11::module_& module);
 
 }  // namespace genssl
 
@@ -29,4 +30,5 @@ PYBIND11_MODULE(_native, module) {
       "Address of a function with the signature of LibTorch's torch_parallel_for.");
   genssl::bind_ceilings(module);
   genssl::bind_film_mlp_plan(module);
+  genssl::bind_flow_plan(module);
 }

@@ -9,6 +9,7 @@ from torch import Tensor
 from genssl_fast._autograd import has_tangent
 from genssl_fast._checks import check
 from genssl_fast._library import native_module
+from genssl_fast._packing import address, check_runs_here, contiguous, identity, number
 from genssl_fast._random import fold_seed, fold_step
 from genssl_fast.ops.coefficient_table import CoefficientTable
 from genssl_fast.ops.film_mlp_sample import FIRST_STEP, check_sampling
@@ -54,7 +55,7 @@ class FilmMLPPlan:
         self.weights = weights
         self._embedding = kind, convention, max_period, frequencies
         self._packing = None
-        _check_runs_here("weights", weights.w_in)
+        check_runs_here("weights", weights.w_in)
         self._frequencies()
 
     def refresh(self) -> None:
@@ -72,10 +73,10 @@ class FilmMLPPlan:
         times = torch.as_tensor(t, dtype=x.dtype).contiguous()
         check(times.ndim == 0 or times.shape == x.shape[:1], "t", "shape [] or [B]", list(times.shape))
         check(times.device == x.device, "t", f"a tensor on {x.device}", f"one on {times.device}")
-        x, labels, y = x.contiguous(), _contiguous(labels), x.new_empty(x.shape)
+        x, labels, y = x.contiguous(), contiguous(labels), x.new_empty(x.shape)
         packing = self._packed()
         packing.native.forward(
-            x.data_ptr(), times.data_ptr(), times.ndim == 0, _address(labels), len(x), y.data_ptr()
+            x.data_ptr(), times.data_ptr(), times.ndim == 0, address(labels), len(x), y.data_ptr()
         )
         return y
 
@@ -95,28 +96,28 @@ class FilmMLPPlan:
         """Every step of a sampler: see :func:`genssl_fast.film_mlp_sample`."""
         self._check(x, labels, noise)
         check_sampling(x, table, clip_denoised, first_sample, noise)
-        x, labels, noise = x.contiguous(), _contiguous(labels), _contiguous(noise)
+        x, labels, noise = x.contiguous(), contiguous(labels), contiguous(noise)
         y, packing = x.new_empty(x.shape), self._packed()
         packing.native.sample(
             x=x.data_ptr(),
-            labels=_address(labels),
+            labels=address(labels),
             batch=len(x),
             coefficients=table.coefficients.data_ptr(),
             num_rows=len(table),
             num_states=table.num_states,
             num_predictions=table.num_predictions,
             clip=math.nan if clip_denoised is None else clip_denoised,
-            seed=_number(fold_seed(seed, x.device)),
-            step=_number(fold_step(step, x.device)),
+            seed=number(fold_seed(seed, x.device)),
+            step=number(fold_step(step, x.device)),
             first_sample=first_sample,
-            noise=_address(noise),
+            noise=address(noise),
             y=y.data_ptr(),
         )
         return y
 
     def _check(self, x: Tensor, labels: Tensor | None, other) -> None:
         check_film_mlp(x, self.weights, labels)
-        _check_runs_here("x", x)
+        check_runs_here("x", x)
         if has_tangent([x, other, *self.weights]):
             raise RuntimeError("FilmMLPPlan has no derivative: call genssl_fast.film_mlp")
 
@@ -126,22 +127,22 @@ class FilmMLPPlan:
 
     def _packed(self) -> "_Packing":
         """The native plan of the weights as they are now; it lives as long as the caller holds it."""
-        key = [_identity(tensor) for tensor in (*self.weights, self._embedding[-1])]
+        key = [identity(tensor) for tensor in (*self.weights, self._embedding[-1])]
         packing = self._packing
         if packing is None or packing.key != key:
             self._packing = packing = self._pack(key)
         return packing
 
     def _pack(self, key: list) -> "_Packing":
-        weights = [_contiguous(w) for w in self.weights]
+        weights = [contiguous(w) for w in self.weights]
         frequencies, sin_first = self._frequencies()
-        frequencies = _contiguous(frequencies.to(weights[0].dtype))
+        frequencies = contiguous(frequencies.to(weights[0].dtype))
         w_in, _, w, _, _, w_embed1, *_, class_embedding = weights
         classes = 0 if class_embedding is None else len(class_embedding)
         widths = (w_in.shape[1], w_in.shape[0], w.shape[0], *w_embed1.shape, classes)
         double = w_in.dtype == torch.float64
         native = native_module.FilmMLPPlanDouble if double else native_module.FilmMLPPlanFloat
-        native = native(widths, [*map(_address, weights), frequencies.data_ptr()], sin_first)
+        native = native(widths, [*map(address, weights), frequencies.data_ptr()], sin_first)
         originals = [None if w is None else w.detach() for w in self.weights]
         return _Packing(key, native, [*weights, frequencies, *originals])
 
@@ -155,29 +156,3 @@ class _Packing(NamedTuple):
     key: list
     native: object
     tensors: list
-
-
-def _identity(tensor: Tensor | None):
-    """What changes with the values; inference tensors do not count changes, so they never compare equal."""
-    if tensor is None:
-        return None
-    return tensor.data_ptr(), object() if tensor.is_inference() else tensor._version
-
-
-def _check_runs_here(argument: str, tensor: Tensor) -> None:
-    check(tensor.device.type == "cpu", argument, "a tensor on the CPU", f"one on {tensor.device}")
-    dtypes = (torch.float32, torch.float64)
-    check(tensor.dtype in dtypes, argument, "dtype torch.float32 or torch.float64", tensor.dtype)
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().contiguous()
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _number(folded: tuple[int, Tensor | None]) -> int:
-    number, tensor = folded
-    return number if tensor is None else int(tensor)

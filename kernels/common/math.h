@@ -1,8 +1,7 @@
-// exp, log, sincos, sigmoid and silu for every lane of a Vec.
+// exp, log, sincos, sigmoid, silu, softplus, tanh and atan for every lane of a Vec.
 //
-// float   polynomials: exp, log, sincos within 1.5 ulp, sigmoid and silu within 2.5; sincos reduces
-// its
-//         argument exactly up to 1e5 and beyond that asks libm
+// float   polynomials: exp, log, sincos within 1.5 ulp, sigmoid and silu within 2.5, the others
+//         within 3.5; sincos reduces its argument exactly up to 1e5 and beyond that asks libm
 // double  libm, lane by lane.
 // Results are finite wherever the mathematics is, infinities and NaN follow the C library.
 #pragma once
@@ -49,6 +48,19 @@ GENSSL_INLINE Vec<float> exp(Vec<float> x) {
   return scale_by_power_of_two(polynomial(remainder, kCoefficients), n);
 }
 
+// e^x - 1 for x <= 88, accurate around 0 too.
+GENSSL_INLINE Vec<float> expm1(Vec<float> x) {
+  constexpr float kCoefficients[] = {1.38195115e-3f, 8.3686905e-3f, 4.1668281e-2f,
+                                     1.66665211e-1f, 4.9999994e-1f, 1.0f};
+  const Vec<float> one(1.0f);
+  x = max(x, Vec<float>(-104.0f));
+  const Vec<float> n = round(x * Vec<float>(1.44269504f));
+  Vec<float> remainder = fma(n, Vec<float>(-kLn2High), x);
+  remainder = fma(n, Vec<float>(-kLn2Low), remainder);
+  const Vec<float> power = scale_by_power_of_two(one, n);
+  return fma(power, remainder * polynomial(remainder, kCoefficients), power - one);
+}
+
 // A positive normal number as 2^exponent (1 + f), 1 + f in [sqrt(1/2), sqrt(2)).
 struct BinaryParts {
   Vec<float> exponent, f;
@@ -77,6 +89,14 @@ GENSSL_INLINE Vec<float> log(Vec<float> x) {
   parts.exponent = select(subnormal, parts.exponent - Vec<float>(23.0f), parts.exponent);
   const Vec<float> of_positive = select(x < infinity, log_of_parts(parts), x);
   return select(x > zero, of_positive, select(x == zero, -infinity, nan));
+}
+
+// log(1 + x) for x in [0, 1].
+GENSSL_INLINE Vec<float> log1p_of_unit(Vec<float> x) {
+  const auto large = x > Vec<float>(0.414213562f);  // then 1 + x = 2 (1 + (x - 1) / 2)
+  const Vec<float> half(0.5f);
+  return log_of_parts(
+      {select(large, Vec<float>(1.0f), Vec<float>(0.0f)), select(large, fma(x, half, -half), x)});
 }
 
 // pi/2 in three parts: with a fused multiply-add the first subtraction is exact.
@@ -139,6 +159,52 @@ GENSSL_INLINE Vec<double> log(Vec<double> x) {
 }
 
 GENSSL_INLINE SineCosine<double> sincos(Vec<double> x) { return sincos_by_lane(x); }
+
+GENSSL_INLINE Vec<double> expm1(Vec<double> x) {
+  for (int lane = 0; lane < Vec<double>::size; ++lane) x.value[lane] = ::expm1(x[lane]);
+  return x;
+}
+
+GENSSL_INLINE Vec<double> log1p_of_unit(Vec<double> x) {
+  for (int lane = 0; lane < Vec<double>::size; ++lane) x.value[lane] = ::log1p(x[lane]);
+  return x;
+}
+
+// With e = e^-2|x|: (1 - e) / (1 + e), the sign restored.
+GENSSL_INLINE Vec<float> tanh(Vec<float> x) {
+  const Vec<float> minus = expm1(Vec<float>(-2.0f) * abs(x));
+  const Vec<float> result = minus / (minus + Vec<float>(2.0f));
+  return select(x < Vec<float>(0.0f), result, -result);
+}
+GENSSL_INLINE Vec<double> tanh(Vec<double> x) {
+  for (int lane = 0; lane < Vec<double>::size; ++lane) x.value[lane] = ::tanh(x[lane]);
+  return x;
+}
+
+// Turned by 0, pi/4 or pi/2 so that the tangent of the rest is below tan(pi/8).
+GENSSL_INLINE Vec<float> atan(Vec<float> x) {
+  constexpr float kCoefficients[] = {8.05374449538e-2f, -1.38776856032e-1f, 1.99777106478e-1f,
+                                     -3.33329491539e-1f};
+  const Vec<float> zero(0.0f), one(1.0f), size = abs(x);
+  const auto steep = size > Vec<float>(2.41421356f), middle = size > Vec<float>(0.414213562f);
+  const Vec<float> numerator = select(steep, -one, select(middle, size - one, size));
+  const Vec<float> denominator = select(steep, size, select(middle, size + one, one));
+  const Vec<float> turn =
+      select(steep, Vec<float>(1.57079633f), select(middle, Vec<float>(0.785398163f), zero));
+  const Vec<float> rest = numerator / denominator, square = rest * rest;
+  const Vec<float> result = turn + fma(polynomial(square, kCoefficients) * square, rest, rest);
+  return select(x < zero, -result, result);
+}
+GENSSL_INLINE Vec<double> atan(Vec<double> x) {
+  for (int lane = 0; lane < Vec<double>::size; ++lane) x.value[lane] = ::atan(x[lane]);
+  return x;
+}
+
+// log(1 + e^x), neither overflowing nor losing a small e^x.
+template <class T>
+GENSSL_INLINE Vec<T> softplus(Vec<T> x) {
+  return max(x, Vec<T>(T(0))) + log1p_of_unit(exp(-abs(x)));
+}
 
 // 1 / (1 + e^-x) and x / (1 + e^-x). Where e^-x overflows the quotient is 0, its limit to within
 // 2^-127.

@@ -20,22 +20,8 @@
 //   packing, squares transposed in registers         3.3 numbers a nanosecond
 #pragma once
 
-#include <stdint.h>
-
+#include "kernels/common/matrix.h"
 #include "kernels/common/vec.h"
-
-namespace genssl {
-
-// Weights W[columns, depth]. `panels` is their packing, or null: then each panel is packed as it is
-// used.
-template <class T>
-struct Matrix {
-  const T* weights;
-  const T* panels;
-  int64_t columns, depth;
-};
-
-}  // namespace genssl
 
 namespace genssl::GENSSL_ISA {
 

@@ -110,7 +110,7 @@ void film_mlp_sample(const FilmMLPSampleArgs<T>& args, int64_t begin, int64_t en
   const SamplerBlock<T> block(args, workspace);
   FilmMLPScratch<T> scratch(network, workspace + block.size);
   FilmRows<T> film;
-  const int64_t most = block_rows(network, end - begin);
+  const int64_t most = block_rows<T>(network.hidden, end - begin);
   for (int64_t first = begin; first < end; first += most) {
     const int64_t rows = smaller(most, end - first), elements = rows * network.dim;
     memcpy(block.state(0), args.x + first * network.dim, elements * sizeof(T));

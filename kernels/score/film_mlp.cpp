@@ -120,7 +120,7 @@ void film_mlp(const FilmMLPArgs<T>& args, int64_t begin, int64_t end, T* workspa
   const FilmMLPNetwork<T>& network = args.network;
   FilmMLPScratch<T> scratch(network, workspace);
   FilmRows<T> film;
-  const int64_t most = block_rows(network, end - begin);
+  const int64_t most = block_rows<T>(network.hidden, end - begin);
   for (int64_t first = begin; first < end; first += most) {
     const int64_t rows = smaller(most, end - first);
     gather_conditions(network, args.conditions, args.condition + first, 0, rows, film, scratch);

@@ -2,34 +2,11 @@
 // all layers. Shared by film_mlp and film_mlp_sample.
 #pragma once
 
+#include "kernels/common/linear.h"
 #include "kernels/common/math.h"
-#include "kernels/common/matmul.h"
 #include "kernels/score/film_mlp.h"
 
 namespace genssl::GENSSL_ISA {
-
-constexpr int kMaxBlockRows = 8 * kTileRows;
-constexpr int64_t kBlockBytes = 256 << 10;
-
-// Rows of activations are padded to whole panels, and by one register so that a power of two does
-// not send all rows to the same cache sets.
-template <class T>
-GENSSL_INLINE int64_t row_stride(int64_t columns) {
-  return count_panels<T>(columns) * kPanelColumns<T> + Vec<T>::size;
-}
-
-GENSSL_INLINE int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
-GENSSL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-GENSSL_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Rows of a block: whole tiles, as many as fit the cache, and `samples` split evenly.
-template <class T>
-GENSSL_INLINE int64_t block_rows(const FilmMLPNetwork<T>& network, int64_t samples) {
-  const int64_t row_bytes = 2 * row_stride<T>(network.hidden) * sizeof(T);
-  const int64_t fitting = larger(1, kBlockBytes / row_bytes / kTileRows) * kTileRows;
-  const int64_t blocks = divide_up(samples, smaller(fitting, kMaxBlockRows));
-  return divide_up(divide_up(samples, blocks), kTileRows) * kTileRows;
-}
 
 // Scratch memory of one thread, cut into its parts.
 template <class T>
@@ -79,43 +56,6 @@ GENSSL_INLINE Matrix<T> film_matrix(const FilmMLPNetwork<T>& network, int64_t in
 template <class T>
 GENSSL_INLINE int64_t film_columns(const FilmMLPNetwork<T>& network) {
   return count_panels<T>(network.hidden) * kPanelColumns<T>;
-}
-
-template <class T>
-GENSSL_INLINE Vec<T> load_lanes(const T* source, int64_t count) {
-  return count >= Vec<T>::size ? Vec<T>::load(source)
-                               : Vec<T>::load(source, static_cast<int>(count));
-}
-template <class T>
-GENSSL_INLINE void store_lanes(Vec<T> value, T* target, int64_t count) {
-  count >= Vec<T>::size ? value.store(target) : value.store(target, static_cast<int>(count));
-}
-
-// Calls element(row, column, lanes, value) for every register of a tile of products.
-template <class T, class Element>
-GENSSL_INLINE void for_each_register(int64_t row, int rows, int64_t column, int64_t columns,
-                                     const T* product, const Element& element) {
-  for (int vec = 0; vec < kPanelVecs; ++vec, column += Vec<T>::size) {
-    if (column >= columns) return;
-    const T* values = product + vec * Vec<T>::size;
-    for (int r = 0; r < rows; ++r) {
-      element(row + r, column, columns - column, Vec<T>::load(values + r * kPanelColumns<T>));
-    }
-  }
-}
-
-// target[rows, columns] = a W^T + bias.
-template <class T>
-inline void linear(const T* a, int64_t stride, int64_t rows, const Matrix<T>& matrix, const T* bias,
-                   T* target, int64_t target_stride, T* panels) {
-  multiply(a, stride, rows, matrix, panels,
-           [&](int64_t row, int count, int64_t column, const T* product) {
-             const auto add = [&](int64_t r, int64_t n, int64_t lanes, Vec<T> value) {
-               const Vec<T> sum = value + load_lanes(bias + n, lanes);
-               store_lanes(sum, target + r * target_stride + n, lanes);
-             };
-             for_each_register<T>(row, count, column, matrix.columns, product, add);
-           });
 }
 
 // gamma of sample r's column n lies at rows[r][first + n], beta `beta` further.

@@ -40,6 +40,10 @@ def silu(x):
     return x * sigmoid(x)
 
 
+def softplus(x):
+    return np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x)))
+
+
 def positive_floats(above: float, below: float) -> np.ndarray:
     """Every 4099th float in a range of positive ones."""
     first, last = np.array([above, below], np.float32).view(np.int32)
@@ -65,6 +69,9 @@ CASES = {
     "cos": (np.cos, angles, 1.5),
     "sigmoid": (sigmoid, lambda: np.linspace(-87, 100, 1_000_000, dtype=np.float32), 2.5),
     "silu": (silu, lambda: both_signs(positive_floats(TINY, 87)), 2.5),
+    "softplus": (softplus, lambda: both_signs(positive_floats(TINY, 87)), 3.5),
+    "tanh": (np.tanh, lambda: both_signs(positive_floats(TINY, 3.4e38)), 3.5),
+    "atan": (np.arctan, lambda: both_signs(positive_floats(TINY, 3.4e38)), 3.5),
 }
 
 

@@ -18,6 +18,7 @@ pytest.importorskip("triton")
 
 import triton
 from genssl_fast.kernels.common.tile import NUM_WARPS, TILE_ELEMENTS
+from genssl_fast.kernels.coupling import affine_coupling, rational_quadratic_spline
 from genssl_fast.kernels.integrate import langevin_step, sampler_step
 from genssl_fast.kernels.random import random
 from genssl_fast.kernels.score import time_embedding
@@ -67,7 +68,40 @@ def run_embedding(x):
     time_embedding.time_embedding(x[:, 0], frequencies, False, 2 * x.shape[1])
 
 
+def run_affine(x, clamp=1, rows=True):
+    """Shift and log-scale are halves of a network's output, or its even and odd entries."""
+    network_output = x.new_zeros(len(x), 2 * x.shape[1])
+    halves = network_output.chunk(2, 1) if rows else (network_output[:, 0::2], network_output[:, 1::2])
+    options = (None, 0, False, clamp, 2.0, 0.0, 0.0, False)
+    y, log_abs_det = affine_coupling.affine_coupling(x, *halves, *options)
+    affine_coupling.affine_coupling_backward(y, log_abs_det, x, *halves, *options)
+
+
+def run_affine_interleaved(x):
+    run_affine(x, rows=False)
+
+
+def run_affine_softplus(x):
+    run_affine(x, clamp=5)
+
+
+def run_spline(x, bins=8, inverse=False, zuko=False):
+    """Widths, heights and slopes are chunks of a network's output."""
+    chunks = x.new_zeros(*x.shape, 3 * bins - 1).split([bins, bins, bins - 1], -1)
+    options = (inverse, False, 1, zuko, -1.0, 1.0, -1.0, 1.0, 1e-3, 1e-3, 1e-3, 1e-3)
+    y, log_abs_det = rational_quadratic_spline.rational_quadratic_spline(x, *chunks, *options)
+    rational_quadratic_spline.rational_quadratic_spline_backward(y, log_abs_det, x, *chunks, *options)
+
+
+def run_spline_inverse(x):
+    run_spline(x, bins=64, inverse=True, zuko=True)
+
+
 LONG, SHORT = (4, 4096), (64, 64)
+SPLINE = rational_quadratic_spline.rational_quadratic_spline_kernel
+SPLINE_BACKWARD = rational_quadratic_spline.rational_quadratic_spline_backward_kernel
+AFFINE = affine_coupling.affine_coupling_kernel
+AFFINE_BACKWARD = affine_coupling.affine_coupling_backward_kernel
 UPDATE = langevin_step.langevin_update_kernel
 SQUARES = langevin_step.langevin_squares_kernel
 STEP = sampler_step.sampler_step_kernel
@@ -103,6 +137,15 @@ CASES = {
     "langevin-update": Case(UPDATE, run_langevin, LONG, 2, 1, 64, 80),
     "langevin-short": Case(UPDATE, run_langevin, SHORT, 2, 1, 56, dtypes=FP32),
     "langevin-given": Case(UPDATE, run_langevin_given, LONG, 2, 1, 48, dtypes=FP32),
+    "affine": Case(AFFINE, run_affine, LONG, 3, 1, 48, 168),
+    "affine-short": Case(AFFINE, run_affine, SHORT, 3, 1, 56, dtypes=FP32),
+    "affine-interleaved": Case(AFFINE, run_affine_interleaved, LONG, 1, 1, 96, dtypes=FP32),
+    "affine-softplus": Case(AFFINE, run_affine_softplus, LONG, 3, 1, 56, dtypes=FP32),
+    "affine-backward": Case(AFFINE_BACKWARD, run_affine, LONG, 3, 3, 48, 168),
+    "spline": Case(SPLINE, run_spline, SHORT, 0, 0, 128, dtypes=NOT_FP64),
+    "spline-inverse": Case(SPLINE, run_spline_inverse, SHORT, 0, 0, 128, dtypes=FP32),
+    "spline-backward": Case(SPLINE_BACKWARD, run_spline, SHORT, 0, 0, 128, dtypes=NOT_FP64),
+    "spline-inverse-backward": Case(SPLINE_BACKWARD, run_spline_inverse, SHORT, 0, 0, 128, dtypes=FP32),
     "embedding": Case(EMBEDDING, run_embedding, LONG, 0, 2, 40, dtypes=NOT_FP64),
 }
 

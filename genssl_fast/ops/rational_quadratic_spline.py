@@ -1,0 +1,226 @@
+"""Monotone rational-quadratic splines of every element, with the log-determinant."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from genssl_fast._autograd import differentiable, rules_by_autograd
+from genssl_fast._checks import check, check_choice, check_dtype, check_shape, values_are_checked
+from genssl_fast._library import define, implement_triton
+from genssl_fast.reference import coupling as reference
+
+__all__ = ["checked_box", "rational_quadratic_spline"]
+
+TAILS = (None, "linear", "circular")
+PARAMETERIZATIONS = ("softmax", "zuko")
+MAX_BINS = 64
+
+TENSORS = "Tensor x, Tensor widths, Tensor? heights, Tensor? derivatives"
+OPTIONS = (
+    "bool inverse, bool elementwise, int tails, bool zuko, float left, float right, float bottom, float top, "
+    "float min_width, float min_height, float min_derivative, float slope"
+)
+
+
+def _fake(x, widths, heights, derivatives, inverse, elementwise, *options):
+    log_shape = x.shape if elementwise else x.shape[:1]
+    return x.new_empty(x.shape), x.new_empty(log_shape, dtype=torch.float32)
+
+
+def _fake_tangent(dx, dwidths, dheights, dderivatives, *args):
+    return _fake(*args)
+
+
+def _fake_backward(grad_value, grad_log, *args):
+    return tuple(args[0].new_empty(0) if t is None else t.new_empty(t.shape) for t in args[:4])
+
+
+raw_spline = define(
+    f"_rational_quadratic_spline({TENSORS}, {OPTIONS}) -> (Tensor, Tensor)",
+    reference=reference.rational_quadratic_spline,
+    fake=_fake,
+)
+raw_spline_backward = define(
+    f"_rational_quadratic_spline_backward(Tensor grad_value, Tensor grad_log, {TENSORS}, {OPTIONS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    reference=reference.rational_quadratic_spline_backward,
+    fake=_fake_backward,
+)
+raw_spline_tangent = define(
+    "_rational_quadratic_spline_tangent(Tensor dx, Tensor dwidths, Tensor? dheights, Tensor? dderivatives, "
+    f"{TENSORS}, {OPTIONS}) -> (Tensor, Tensor)",
+    reference=reference.rational_quadratic_spline_tangent,
+    fake=_fake_tangent,
+)
+KERNELS = "coupling.rational_quadratic_spline"
+implement_triton("_rational_quadratic_spline", KERNELS, "rational_quadratic_spline")
+implement_triton("_rational_quadratic_spline_backward", KERNELS, "rational_quadratic_spline_backward")
+_spline_backward = differentiable(
+    raw_spline_backward, **rules_by_autograd(reference.rational_quadratic_spline_backward)
+)
+_spline_tangent = differentiable(
+    raw_spline_tangent, **rules_by_autograd(reference.rational_quadratic_spline_tangent)
+)
+
+
+def _backward(inputs, outputs, grads):
+    found = _spline_backward(*grads, *inputs)
+    names = ("x", "widths", "heights", "derivatives")
+    return {name: grad for name, grad in zip(names, found) if getattr(inputs, name) is not None}
+
+
+def _jvp(inputs, outputs, tangents):
+    given = [
+        torch.zeros_like(v) if t is None and v is not None else t for t, v in zip(tangents[:4], inputs[:4])
+    ]
+    return _spline_tangent(*given, *inputs)
+
+
+_spline = differentiable(raw_spline, backward=_backward, jvp=_jvp)
+
+
+def rational_quadratic_spline(
+    x: Tensor,
+    widths: Tensor,
+    heights: Tensor | None = None,
+    derivatives: Tensor | None = None,
+    *,
+    inverse: bool = False,
+    tails: str | None = "linear",
+    bound: float | tuple[float, float, float, float] = 1.0,
+    min_bin_width: float = 1e-3,
+    min_bin_height: float = 1e-3,
+    min_derivative: float = 1e-3,
+    parameterization: str = "softmax",
+    slope: float = 1e-3,
+    elementwise: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""A monotone spline of rational quadratics for every element, and the log-determinant.
+
+    With K bins between knots :math:`(x_k, y_k)` and slopes :math:`d_k` there, in the bin that holds x, with
+    :math:`w = x_{k+1} - x_k`, :math:`h = y_{k+1} - y_k`, :math:`s = h / w`, :math:`t = (x - x_k) / w`:
+
+    .. math::
+        y = y_k + h \frac{s t^2 + d_k t (1 - t)}{s + (d_k + d_{k+1} - 2 s) t (1 - t)}
+
+    Outside its box the spline is the identity, whose log-derivative is 0. The inverse is computed in closed
+    form, and is finite for any finite parameters. fp64 is computed by PyTorch, with knots equal to nflows'.
+
+    Arguments:
+        x: [B, ...], fp32, fp64, bf16 or fp16.
+        widths, heights: logits of the bins [\*x.shape, K], K from 1 to 64. Parameters share one dtype: that
+            of ``x``, or another of up to 32 bits if ``x`` has up to 32 bits. Chunks of a network's output
+            [..., 3K - 1] are read where they lie.
+            Or ``widths`` alone, an element's widths, heights and derivatives behind each other: then its
+            gradient need not be put together from three.
+        derivatives: logits of the slopes [\*x.shape, K - 1] of the inner knots for linear tails, K for
+            circular ones (the last knot shares the first one's), K + 1 without tails.
+        inverse: compute the inverse transform, x being its argument.
+        tails: ``"linear"``: slope 1 at both ends, smooth continuation as the identity; ``"circular"``: equal
+            slopes at both ends; None: free slopes, and no x may lie outside the box.
+        bound: the box: [-bound, bound] on both axes, or (left, right, bottom, top), which must be the same
+            interval twice unless ``tails`` is None.
+        min_bin_width, min_bin_height: least share of a bin in the box; K of them are at most 1.
+        min_derivative: least slope at a knot.
+        parameterization: ``"softmax"``: bins by softmax and slopes by softplus over their minima (nflows,
+            normflows); ``"zuko"``: soft-clipped logits, slopes by exp, and no minima.
+        slope: with ``"zuko"``, the least slope of a bin.
+        elementwise: return log-derivatives of elements instead of their sums over a sample.
+
+    Returns:
+        y, contiguous and like ``x``, and log|det| of the direction computed: [B], or the shape of ``x`` if
+        ``elementwise``; fp32, or fp64 for fp64 ``x``.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or range; the message names it.
+            That x lies in the box without tails is checked on the CPU, and on CUDA under ``GENSSL_CHECK=1``;
+            unchecked, x outside it stays as it is.
+
+    References:
+        Durkan et al., Neural Spline Flows, https://arxiv.org/abs/1906.04032;
+        Rezende et al., Normalizing Flows on Tori and Spheres, https://arxiv.org/abs/2002.02428 (circular)
+
+    Example:
+        >>> x, parameters = torch.randn(4, 3), torch.randn(4, 3, 23)
+        >>> widths, heights, derivatives = parameters.split([8, 8, 7], dim=-1)
+        >>> y, log_abs_det = genssl_fast.rational_quadratic_spline(x, widths, heights, derivatives, bound=3.0)
+        >>> y.shape, log_abs_det.shape
+        (torch.Size([4, 3]), torch.Size([4]))
+    """
+    check_choice("tails", tails, TAILS)
+    check_choice("parameterization", parameterization, PARAMETERIZATIONS)
+    bins = _checked_bins(x, widths, heights, derivatives, tails)
+    box, zuko = checked_box(bound, tails), parameterization == "zuko"
+    if zuko:
+        check(0 < slope < 1, "slope", "a number between 0 and 1", slope)
+    else:
+        _check_share("min_bin_width", min_bin_width, bins)
+        _check_share("min_bin_height", min_bin_height, bins)
+        check(min_derivative > 0, "min_derivative", "a positive number", min_derivative)
+    if tails is None and x.numel() and values_are_checked(x):
+        _check_inside(x, *(box[2:] if inverse else box[:2]))
+    # In fp64, an oracle rather than a hot path, PyTorch's own sums give nflows' knots to the last bit: steep
+    # splines magnify any other rounding of them by many digits.
+    apply = reference.rational_quadratic_spline if x.dtype == torch.float64 else _spline
+    return apply(
+        x, widths, heights, derivatives, bool(inverse), bool(elementwise), TAILS.index(tails), zuko, *box,
+        float(min_bin_width), float(min_bin_height), float(min_derivative), float(slope),
+    )  # fmt: skip
+
+
+def _checked_bins(x, widths, heights, derivatives, tails) -> int:
+    """Number of bins, once every tensor fits it."""
+    check_dtype("x", x)
+    check(x.ndim >= 1, "x", "shape [B, ...]", list(x.shape))
+    check_dtype("widths", widths)
+    check((heights is None) == (derivatives is None), "heights, derivatives", "both or neither", "one")
+    packed, free = heights is None, {"linear": -1, "circular": 0, None: 1}[tails]
+    columns = widths.shape[-1] if widths.ndim else 0
+    bins = (columns - free) // 3 if packed else columns
+    check(1 <= bins <= MAX_BINS, "widths", f"1 to {MAX_BINS} bins in the last dimension", bins)
+    slopes = f"{bins + free} for {bins} bins and tails {tails!r}"
+    if packed:
+        _check_logits("widths", widths, x, widths, 3 * bins + free, f"2 K + {slopes}")
+    else:
+        _check_logits("widths", widths, x, widths, bins, "K")
+        _check_logits("heights", heights, x, widths, bins, "K")
+        _check_logits("derivatives", derivatives, x, widths, bins + free, slopes)
+    if (x.dtype == torch.float64) != (widths.dtype == torch.float64):
+        expected = "64 bits for both x and parameters or for neither"
+        raise TypeError(f"widths: expected {expected}, got {widths.dtype} and x {x.dtype}")
+    return bins
+
+
+def _check_logits(name, tensor, x, widths, size, meaning) -> None:
+    check_dtype(name, tensor)
+    check_shape(name, tensor, (*x.shape, size), f"[*x.shape, {meaning}]")
+    check(tensor.device == x.device, name, f"a tensor on {x.device}", f"one on {tensor.device}")
+    if tensor.dtype != widths.dtype:
+        raise TypeError(f"{name}: expected the dtype of widths, {widths.dtype}, got {tensor.dtype}")
+
+
+def _check_share(name: str, share: float, bins: int) -> None:
+    check(share > 0 and share * bins <= 1, name, f"a positive share, {bins} of them at most 1", share)
+
+
+def checked_box(bound, tails) -> tuple[float, float, float, float]:
+    """(left, right, bottom, top)."""
+    if isinstance(bound, int | float):
+        check(0 < bound < math.inf, "bound", "a positive finite number", bound)
+        return (-float(bound), float(bound), -float(bound), float(bound))
+    check(len(bound) == 4, "bound", "a number or (left, right, bottom, top)", bound)
+    left, right, bottom, top = map(float, bound)
+    check(-math.inf < left < right < math.inf, "bound", "left < right, both finite", bound)
+    check(-math.inf < bottom < top < math.inf, "bound", "bottom < top, both finite", bound)
+    same = (left, right) == (bottom, top)
+    check(tails is None or same, "bound", f"one interval on both axes for tails {tails!r}", bound)
+    return left, right, bottom, top
+
+
+def _check_inside(x: Tensor, low: float, high: float) -> None:
+    least, most = (value.item() for value in torch.aminmax(x.detach()))
+    outside = least < low or most > high
+    check(
+        not outside, "x", f"values in the box, [{low:g}, {high:g}], without tails", f"{least:g} to {most:g}"
+    )

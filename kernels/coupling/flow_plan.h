@@ -1,0 +1,77 @@
+// A whole flow: data x[B, dim] to noise z[B, dim], or back, through all its layers.
+//
+//   coupling     y_T = transform(x_T; network(x_I, context)), the other columns stay
+//   linear       y = W x + b
+//   elementwise  y = x e^s + t
+//
+// A permutation of columns is no layer: those that follow it name other columns of the same state.
+// The base is a standard normal: log p(x) = -|z|^2 / 2 - dim log(2 pi) / 2 + log |dz/dx|.
+#pragma once
+
+#include <stdint.h>
+
+#include "kernels/common/activation.h"
+#include "kernels/common/isa.h"
+#include "kernels/common/matrix.h"
+#include "kernels/coupling/affine_coupling.h"
+#include "kernels/coupling/rational_quadratic_spline.h"
+
+namespace genssl {
+
+// Layers with an activation between any two; or a residual network, h = W x + b, then for each pair
+// of layers h <- h + W2 act(W1 act(h) + b1) + b2, and a last layer of h.
+template <class T>
+struct Perceptron {
+  const Matrix<T>* matrices;  // [num_layers], packed
+  const T* const* biases;     // [num_layers]
+  int64_t num_layers;
+  Activation activation;
+  bool residual;
+};
+
+enum class FlowLayerKind { affine, spline, linear, elementwise };
+
+template <class T>
+struct FlowLayer {
+  FlowLayerKind kind;
+  bool inverse;  // a coupling whose transform is inverted on the way from data to noise
+  const int64_t *inputs, *outputs;  // columns that the network reads, and those that change
+  int64_t num_inputs, num_outputs;
+  int64_t context_features;  // that the network reads, after its columns
+  Perceptron<T> network;  // of a coupling: parameters [num_outputs, P]; of a linear layer: itself
+  Perceptron<T> inverse_network;  // of a linear layer, without its bias
+  AffineOptions<T> affine;        // P = 2: shift, log-scale
+  SplineOptions<T> spline;
+  const T *shift, *log_scale;  // [num_outputs]: of an elementwise layer; the bias of a linear one
+  double log_abs_det;          // of a linear or elementwise layer
+};
+
+template <class T>
+struct FlowPlanArgs {
+  const FlowLayer<T>* layers;  // from data to noise
+  int64_t num_layers, dim;
+  const int64_t* columns;  // [dim]: where the state keeps column i of the noise
+  bool inverse;            // from noise to data
+  const T* x;              // [B, dim]; null: noise is drawn
+  const T* context;        // [B, context_stride]; a stride of 0 shares one row
+  int64_t context_stride;
+  uint64_t seed;
+  uint32_t step;
+  uint64_t first_sample;
+  T* y;            // [B, dim] or null
+  T* log_abs_det;  // [B] or null: of the direction that is computed
+  T* log_prob;     // [B] or null: of the data
+};
+
+}  // namespace genssl
+
+// Elements of a matrix' packing, and the packing itself.
+GENSSL_DECLARE_KERNEL(template <class T> int64_t, packed_matrix_size,
+                      (int64_t columns, int64_t depth))
+GENSSL_DECLARE_KERNEL(template <class T> void, pack_matrix, (const Matrix<T>& matrix, T* panels))
+// Scratch memory of one thread, in elements.
+GENSSL_DECLARE_KERNEL(template <class T> int64_t, flow_plan_workspace,
+                      (const FlowPlanArgs<T>& args))
+// The flow for samples [begin, end).
+GENSSL_DECLARE_KERNEL(template <class T> void, flow_plan,
+                      (const FlowPlanArgs<T>& args, int64_t begin, int64_t end, T* workspace))

@@ -1,0 +1,295 @@
+// Splines of neighbouring elements as lanes: logits, which lie element by element in memory, are
+// transposed in registers to one row of lanes for each logit, and gradients back.
+//
+// 16384 x 16 splines of 8 bins, one core, AVX-512 (forward, and backward alone):
+//   squares of 16 lanes, addresses in a table             7.1 ms   17.0 ms
+//   half squares: 8 columns of two lanes a register       5.0 ms    9.4 ms
+//   shuffles within quarters, addresses by steps,
+//   logits fetched ahead                                  3.6 ms    7.3 ms
+#pragma once
+
+#include "kernels/common/element.h"
+#include "kernels/coupling/spline_vec.h"
+
+namespace genssl::GENSSL_ISA {
+
+// Columns of a block: half as many as a register has lanes.
+constexpr int kLanes = Vec<float>::size, kBlockColumns = kLanes / 2;
+
+// Rows of logits of one register of elements. The last block of columns may reach past them.
+struct SplineScratch {
+  alignas(64) float rows[(3 * kMaxSplineBins + 1 + kBlockColumns) * kLanes];
+};
+
+// The `count` elements from `index` on.
+struct SplineLanes {
+  int64_t index;
+  int count;
+};
+
+// Calls body(Element) with the type of elements in memory.
+template <class Body>
+GENSSL_INLINE void with_element(ElementType type, const Body& body) {
+  if (type == ElementType::float32) return body(float{});
+  if (type == ElementType::bfloat16) return body(BFloat16{});
+  body(Float16{});
+}
+
+GENSSL_INLINE Vec<float> read_lanes(const SplineLanes& lanes, ElementType type, const void* array) {
+  Vec<float> result;
+  with_element(type, [&](auto element) GENSSL_INLINE_LAMBDA {
+    const auto* source = static_cast<const decltype(element)*>(array) + lanes.index;
+    result = lanes.count == kLanes ? load(source) : load(source, lanes.count);
+  });
+  return result;
+}
+
+GENSSL_INLINE void write_lanes(const SplineLanes& lanes, ElementType type, Vec<float> value,
+                               void* array) {
+  with_element(type, [&](auto element) GENSSL_INLINE_LAMBDA {
+    auto* target = static_cast<decltype(element)*>(array) + lanes.index;
+    if (lanes.count == kLanes) {
+      store(value, target);
+    } else {
+      store(value, target, lanes.count);
+    }
+  });
+}
+
+// Where the logits of every lane start; lanes past the last repeat it.
+struct LaneOffsets {
+  int64_t first, step;
+  bool even;  // lane i starts at first + i step; otherwise as listed
+  int64_t of[kLanes];
+
+  GENSSL_INLINE LaneOffsets(const SplineLanes& lanes, const SplineRows& rows) {
+    int64_t outer = 0, inner = lanes.index;
+    if (rows.outer_stride != 0) {
+      outer = lanes.index / rows.inner;
+      inner = lanes.index % rows.inner;
+    }
+    first = outer * rows.outer_stride + inner * rows.stride;
+    step = rows.stride;
+    even = inner + lanes.count <= rows.inner && lanes.count == kLanes;
+    if (!even) list(lanes.count, rows, inner);
+  }
+
+  __attribute__((noinline)) void list(int count, const SplineRows& rows, int64_t inner) {
+    of[0] = first;
+    for (int lane = 1; lane < kLanes; ++lane) {
+      of[lane] = of[lane - 1];
+      if (lane >= count) continue;
+      of[lane] += rows.stride;
+      if (++inner < rows.inner) continue;
+      of[lane] += rows.outer_stride - inner * rows.stride;
+      inner = 0;
+    }
+  }
+};
+
+template <int... lanes>
+struct LaneNumbers {};
+template <class Pattern, int... lanes>
+GENSSL_INLINE Vec<float> take_lanes(Vec<float> a, Vec<float> b, LaneNumbers<lanes...>) {
+  return Vec<float>(__builtin_shufflevector(a.value, b.value, Pattern::source(lanes)...));
+}
+// Lanes of two registers as the pattern says: those of b follow those of a.
+template <class Pattern>
+GENSSL_INLINE Vec<float> shuffle(Vec<float> a, Vec<float> b) {
+  return take_lanes<Pattern>(a, b, LaneNumbers<__integer_pack(kLanes)...>());
+}
+
+struct LowerHalves {
+  static constexpr int source(int lane) {
+    return lane < kBlockColumns ? lane : lane + kBlockColumns;
+  }
+};
+struct UpperHalf {
+  static constexpr int source(int lane) { return lane % kBlockColumns + kBlockColumns; }
+};
+// Blocks of `block` lanes change places between the registers.
+template <int block, bool lower>
+struct Exchanged {
+  static constexpr int source(int lane) {
+    if (lower) return (lane & block) ? lane + kLanes : lane + block;
+    return (lane & block) ? lane - block + kLanes : lane;
+  }
+};
+// Of each quarter of sixteen lanes, two neighbours from both registers, taken in turn by one or by
+// pairs; and every second quarter.
+template <int first>
+struct InTurn {
+  static constexpr int source(int lane) {
+    return lane / 4 * 4 + first + lane % 4 / 2 + lane % 2 * kLanes;
+  }
+};
+template <int first>
+struct ByPairs {
+  static constexpr int source(int lane) {
+    return lane / 4 * 4 + first + lane % 2 + lane % 4 / 2 * kLanes;
+  }
+};
+template <int first>
+struct EverySecondQuarter {
+  static constexpr int source(int lane) {
+    return (lane / 4 % 2 * 2 + first) * 4 + lane % 4 + lane / 8 * kLanes;
+  }
+};
+
+// Transposes both halves of the registers by themselves: from register i with the columns of lanes
+// i and kBlockColumns + i to register c with column c of every lane, and back.
+template <int block = 1>
+GENSSL_INLINE void transpose_halves(Vec<float> (&rows)[kBlockColumns]) {
+  if constexpr (block < kBlockColumns) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kBlockColumns; ++i) {
+      if (i & block) continue;
+      const Vec<float> a = rows[i], b = rows[i + block];
+      rows[i] = shuffle<Exchanged<block, false>>(a, b);
+      rows[i + block] = shuffle<Exchanged<block, true>>(a, b);
+    }
+    transpose_halves<2 * block>(rows);
+  }
+}
+
+// Four columns of four lanes in every quarter, transposed.
+GENSSL_INLINE void transpose_quarters(Vec<float>* rows) {
+  const Vec<float> a = shuffle<InTurn<0>>(rows[0], rows[1]);
+  const Vec<float> b = shuffle<InTurn<2>>(rows[0], rows[1]);
+  const Vec<float> c = shuffle<InTurn<0>>(rows[2], rows[3]);
+  const Vec<float> d = shuffle<InTurn<2>>(rows[2], rows[3]);
+  rows[0] = shuffle<ByPairs<0>>(a, c);
+  rows[1] = shuffle<ByPairs<2>>(a, c);
+  rows[2] = shuffle<ByPairs<0>>(b, d);
+  rows[3] = shuffle<ByPairs<2>>(b, d);
+}
+
+// The lane whose columns lie in the lower half of register i before the transpose, and how much
+// further that of the upper half is. With these, sixteen lanes need shuffles within quarters and of
+// whole quarters alone, which take three quarters of the time of general ones.
+constexpr int kUpperLane = kLanes == 16 ? 4 : kBlockColumns;
+constexpr int lower_lane(int i) { return i + i / kUpperLane * kUpperLane; }
+
+GENSSL_INLINE void transpose_loaded(Vec<float> (&rows)[kBlockColumns]) {
+  if constexpr (kLanes == 16) {
+    transpose_quarters(rows);
+    transpose_quarters(rows + 4);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const Vec<float> a = rows[c], b = rows[c + 4];
+      rows[c] = shuffle<EverySecondQuarter<0>>(a, b);
+      rows[c + 4] = shuffle<EverySecondQuarter<1>>(a, b);
+    }
+  } else {
+    transpose_halves(rows);
+  }
+}
+
+// Elements ahead whose logits are fetched: the arithmetic of a register takes longer than hardware
+// looks ahead.
+constexpr int64_t kAhead = 3 * kLanes;
+
+// The next `count` columns, at most a block, of every lane: start(lane) points to them.
+template <class Start>
+GENSSL_INLINE void load_block(const Start& start, int count, float* target) {
+  Vec<float> rows[kBlockColumns];
+#pragma GCC unroll 8
+  for (int i = 0; i < kBlockColumns; ++i) {
+    const auto *lower = start(lower_lane(i)), *upper = start(lower_lane(i) + kUpperLane);
+    rows[i] = shuffle<LowerHalves>(load(lower, count), load(upper, count));
+  }
+  transpose_loaded(rows);
+#pragma GCC unroll 8
+  for (int i = 0; i < kBlockColumns; ++i) rows[i].store(target + i * kLanes);
+}
+
+template <class Start>
+GENSSL_INLINE void load_columns(const Start& start, int columns, float* rows) {
+  int k = 0;
+  for (; k + kBlockColumns <= columns; k += kBlockColumns) {
+    load_block([&](int lane) GENSSL_INLINE_LAMBDA { return start(lane) + k; }, kBlockColumns,
+               rows + k * kLanes);
+  }
+  if (k < columns) {
+    load_block([&](int lane) GENSSL_INLINE_LAMBDA { return start(lane) + k; }, columns - k,
+               rows + k * kLanes);
+  }
+}
+
+inline void load_rows(const SplineLanes& lanes, ElementType type, const SplineRows& source,
+                      int columns, float* rows) {
+  const LaneOffsets offsets(lanes, source);
+  with_element(type, [&](auto element) GENSSL_INLINE_LAMBDA {
+    const auto* logits = static_cast<const decltype(element)*>(source.data);
+    if (offsets.even) {
+      const auto* first = logits + offsets.first;
+      const int64_t step = offsets.step;
+      for (int lane = 0; lane < kLanes; ++lane) __builtin_prefetch(first + (kAhead + lane) * step);
+      load_columns([&](int lane) GENSSL_INLINE_LAMBDA { return first + lane * step; }, columns,
+                   rows);
+    } else {
+      load_columns([&](int lane) GENSSL_INLINE_LAMBDA { return logits + offsets.of[lane]; },
+                   columns, rows);
+    }
+  });
+}
+
+// Rows of lanes, transposed.
+inline void store_rows(const SplineLanes& lanes, ElementType type, const float* rows, int columns,
+                       const SplineTarget& target) {
+  with_element(type, [&](auto element) GENSSL_INLINE_LAMBDA {
+    auto* logits = static_cast<decltype(element)*>(target.data) + lanes.index * target.stride;
+    for (int k = 0; k < columns; k += kBlockColumns) {
+      const int count = columns - k < kBlockColumns ? columns - k : kBlockColumns;
+      Vec<float> block[kBlockColumns];
+#pragma GCC unroll 8
+      for (int i = 0; i < kBlockColumns; ++i) {
+        block[i] = Vec<float>::load(rows + (k + i) * kLanes);
+      }
+      transpose_halves(block);
+#pragma GCC unroll 8
+      for (int i = 0; i < kBlockColumns; ++i) {
+        const int upper = kBlockColumns + i;
+        if (i < lanes.count) store(block[i], logits + i * target.stride + k, count);
+        if (upper < lanes.count) {
+          store(shuffle<UpperHalf>(block[i], block[i]), logits + upper * target.stride + k, count);
+        }
+      }
+    }
+  });
+}
+
+// The same for a whole register of elements whose columns lie together, past the caches.
+inline void stream_rows(const SplineLanes& lanes, const float* rows, int columns, void* target) {
+  SplineScratch elements;
+  store_rows({0, kLanes}, ElementType::float32, rows, columns, {elements.rows, columns});
+  float* first = static_cast<float*>(target) + lanes.index * columns;
+  for (int i = 0; i < columns; ++i) {
+    store_streaming(Vec<float>::load(elements.rows + i * kLanes), first + i * kLanes);
+  }
+}
+
+// widths, heights and derivatives below each other.
+GENSSL_INLINE void load_parameters(const SplineLanes& lanes, ElementType type, int bins,
+                                   int derivatives, const SplineRows& widths,
+                                   const SplineRows& heights, const SplineRows& slopes,
+                                   float* rows) {
+  load_rows(lanes, type, widths, bins, rows);
+  load_rows(lanes, type, heights, bins, rows + bins * kLanes);
+  load_rows(lanes, type, slopes, derivatives, rows + 2 * bins * kLanes);
+}
+
+// Calls body with the registers of lanes in blocks [begin, end).
+template <class Body>
+GENSSL_INLINE void for_each_lanes(const SplineArgs& args, int64_t begin, int64_t end,
+                                  const Body& body) {
+  constexpr int size = kLanes;
+  const int64_t total = args.samples * args.elements_per_sample;
+  const int64_t last = end * kSplineBlock < total ? end * kSplineBlock : total;
+  for (int64_t index = begin * kSplineBlock; index < last; index += size) {
+    const int64_t left = last - index;
+    body(SplineLanes{index, left < size ? static_cast<int>(left) : size});
+  }
+}
+
+}  // namespace genssl::GENSSL_ISA

@@ -1,0 +1,399 @@
+"""A whole flow in one call against its layers in PyTorch."""
+
+import copy
+import math
+import os
+import pickle
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from genssl_fast._library import instruction_set
+from genssl_fast.ops import flow_runners
+from genssl_fast.ops.flow_layers import ACTIVATIONS, apply_layers
+from genssl_fast.ops.flow_plan import (
+    CouplingLayer,
+    ElementwiseLayer,
+    FlowPlan,
+    LinearLayer,
+    MLPWeights,
+    PermutationLayer,
+)
+from genssl_fast.ops.random import random_normal
+from genssl_fast.ops.transforms import AffineTransform, SplineTransform, num_parameters
+from tests.battery import assert_close_enough
+
+needs_kernels = pytest.mark.skipif(instruction_set() is None, reason="compiled kernels are not built")
+
+TRANSFORMS = {
+    "additive": AffineTransform(layout="shift"),
+    "tanh, scale first": AffineTransform("tanh", layout="cat_scale_first"),
+    "sigmoid, interleaved": AffineTransform("sigmoid", layout="interleaved"),
+    "softplus, interleaved scale first": AffineTransform("softplus", layout="interleaved_scale_first"),
+    "zuko": AffineTransform("zuko", layout="cat"),
+    "shift first": AffineTransform("atan", limit=1.5, order="shift_scale"),
+    "reciprocal": AffineTransform("reciprocal_sigmoid"),
+    "spline": SplineTransform(bins=5, bound=3.0),
+    "circular spline": SplineTransform(bins=4, tails="circular", bound=math.pi),
+    "free spline": SplineTransform(bins=3, tails=None, bound=(-5.0, 6.0, -4.0, 7.0)),
+    "zuko spline": SplineTransform(bins=17, bound=5.0, parameterization="zuko"),
+}
+
+
+class Draw:
+    """Random tensors of a dtype, the same numbers in all of them."""
+
+    def __init__(self, dtype=torch.float64, seed=0):
+        self.dtype, self.generator = dtype, torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape):
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.dtype)
+
+    def permutation(self, count):
+        return torch.randperm(count, generator=self.generator)
+
+    def network(self, *widths, activation="relu", residual=False):
+        pairs = list(zip(widths[1:], widths))
+        weights = tuple(0.6 * self.normal(rows, columns) / columns**0.5 for rows, columns in pairs)
+        biases = tuple(0.3 * self.normal(rows) for rows, _ in pairs)
+        return MLPWeights(weights, biases, activation, residual)
+
+    def coupling(self, features, transform, hidden=(20, 33), context=0, inverse=False, **options):
+        columns = self.permutation(features)
+        given, moved = columns[: features // 2], columns[features // 2 :]
+        outputs = len(moved) * num_parameters(transform)
+        network = self.network(len(given) + context, *hidden, outputs, **options)
+        return CouplingLayer(given, moved, network, transform, inverse, context)
+
+    def linear(self, features):
+        weight = torch.eye(features, dtype=self.dtype) + 0.2 * self.normal(features, features)
+        return LinearLayer(weight, self.normal(features), torch.linalg.slogdet(weight)[1])
+
+    def elementwise(self, features):
+        return ElementwiseLayer(self.normal(features), 0.3 * self.normal(features))
+
+
+def mixed_layers(dtype=torch.float64, features=5, context=2):
+    """Every kind of layer."""
+    draw = Draw(dtype)
+    residual = {"hidden": (20, 37, 20), "activation": "silu", "residual": True}
+    return [
+        draw.coupling(features, TRANSFORMS["spline"], context=context),
+        PermutationLayer(draw.permutation(features)),
+        draw.linear(features),
+        draw.coupling(features, TRANSFORMS["tanh, scale first"], context=context, **residual),
+        draw.elementwise(features),
+        PermutationLayer(draw.permutation(features)),
+        draw.coupling(features, TRANSFORMS["sigmoid, interleaved"], context=context, inverse=True),
+    ]
+
+
+def batch_of(dtype, size, features=5, context=2):
+    draw = Draw(dtype, seed=1)
+    return draw.normal(size, features), draw.normal(size, context) if context else None
+
+
+def moved(layers, target):
+    """The same layers in another dtype or on another device."""
+
+    def converted(value):
+        if isinstance(value, torch.Tensor):
+            keeps = isinstance(target, torch.dtype) and not value.is_floating_point()
+            return value if keeps else value.to(target)
+        if isinstance(value, tuple):
+            items = list(map(converted, value))
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        return value
+
+    return [converted(layer) for layer in layers]
+
+
+def assert_agrees(layers, x, context, inverse):
+    """The plan within the error contract of the layers in fp64."""
+    plan = FlowPlan(layers)
+    found = plan.inverse(x, context) if inverse else plan.transform(x, context)
+    run = partial(apply_layers, inverse=inverse)
+    plain = run(layers, x, context)
+    exact = run(moved(layers, torch.float64), x.double(), None if context is None else context.double())
+    if x.dtype == torch.float64:
+        return torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
+    for name, *outputs in zip(("value", "log_abs_det"), found, plain, exact):
+        assert_close_enough(*outputs, 2, name)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+class TestValue:
+    @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+    def test_transforms(self, transform, dtype, inverse):
+        layers = moved([Draw().coupling(5, transform)], dtype)
+        assert_agrees(layers, batch_of(dtype, 37)[0].clamp(-3, 3), None, inverse)
+
+    @pytest.mark.parametrize("residual", [False, True])
+    @pytest.mark.parametrize("activation", ACTIVATIONS)
+    def test_networks(self, activation, residual, dtype, inverse):
+        options = {"activation": activation, "residual": residual, "hidden": (7, 40, 7)}
+        layers = moved([Draw().coupling(3, TRANSFORMS["zuko"], **options)], dtype)
+        assert_agrees(layers, batch_of(dtype, 50, 3)[0], None, inverse)
+
+    @pytest.mark.parametrize("hidden", [(), (1,), (64,), (31, 65, 3)])
+    def test_widths(self, hidden, dtype, inverse):
+        layers = moved([Draw().coupling(9, TRANSFORMS["spline"], hidden)], dtype)
+        assert_agrees(layers, batch_of(dtype, 50, 9)[0], None, inverse)
+
+    @pytest.mark.parametrize("size", [0, 233])
+    def test_mixed_layers(self, size, dtype, inverse):
+        assert_agrees(mixed_layers(dtype), *batch_of(dtype, size), inverse)
+
+    def test_layers_without_networks(self, dtype, inverse):
+        draw = Draw(dtype)
+        layers = [draw.linear(4), PermutationLayer(draw.permutation(4)), draw.elementwise(4)]
+        layers[0] = layers[0]._replace(bias=None)
+        assert_agrees(layers, batch_of(dtype, 50, 4)[0], None, inverse)
+
+    def test_context_alone(self, dtype, inverse):
+        """A single column, transformed by the context."""
+        coupling = Draw(dtype).coupling(1, TRANSFORMS["spline"], context=2)
+        assert len(coupling.identity) == 0
+        assert_agrees([coupling], *batch_of(dtype, 50, 1), inverse)
+
+
+class TestDensity:
+    def test_samples_and_densities_agree(self):
+        plan, (_, context) = FlowPlan(mixed_layers()), batch_of(torch.float64, 50)
+        x, log_prob = plan.sample_and_log_prob(50, seed=3, context=context)
+        z = random_normal((50, 5), seed=3, dtype=torch.float64)
+        torch.testing.assert_close(plan.transform(x, context)[0], z, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(plan.log_prob(x, context), log_prob, rtol=1e-9, atol=1e-9)
+        assert torch.equal(plan.sample(50, seed=3, context=context), x)
+
+    def test_density_is_that_of_the_formula(self):
+        layers, (x, context) = mixed_layers(), batch_of(torch.float64, 20)
+        z, log_abs_det = apply_layers(layers, x, context)
+        expected = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1) + log_abs_det
+        torch.testing.assert_close(FlowPlan(layers).log_prob(x, context), expected, rtol=1e-12, atol=1e-12)
+
+    def test_integrates_to_one(self):
+        draw = Draw()
+        spline = partial(draw.coupling, 2, TRANSFORMS["spline"])
+        plan = FlowPlan([spline(), PermutationLayer(torch.tensor([1, 0])), spline(), draw.elementwise(2)])
+        axis = torch.linspace(-16, 16, 801, dtype=torch.float64)
+        grid = torch.cartesian_prod(axis, axis)
+        total = plan.log_prob(grid).exp().sum() * (axis[1] - axis[0]) ** 2
+        assert abs(total - 1) < 2e-3
+
+    def test_one_context_for_all(self):
+        plan, (x, _) = FlowPlan(mixed_layers()), batch_of(torch.float64, 20)
+        context = torch.tensor([0.3, -1.2], dtype=torch.float64)
+        assert torch.equal(plan.log_prob(x, context), plan.log_prob(x, context.expand(20, 2)))
+
+    def test_far_out_is_finite(self):
+        draw = Draw(torch.float32)
+        plan = FlowPlan([draw.coupling(4, TRANSFORMS[name]) for name in ("spline", "tanh, scale first")])
+        x = torch.tensor([[1e4, -1e4, 3.0, -3.0]])
+        for result in (*plan.transform(x), *plan.inverse(x), plan.log_prob(x)):
+            assert torch.isfinite(result).all()
+
+
+@needs_kernels
+class TestBits:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_do_not_depend_on_the_split(self, dtype):
+        wide = Draw(dtype).coupling(5, TRANSFORMS["spline"], hidden=(140, 150))
+        plan, (x, context) = FlowPlan([*mixed_layers(dtype), wide]), batch_of(dtype, 233)
+        whole = (*plan.transform(x, context), plan.log_prob(x, context))
+        samples = plan.sample_and_log_prob(233, seed=5, context=context)
+        for first, count in [(0, 1), (1, 2), (30, 3), (7, 50), (100, 13), (3, 110), (232, 1)]:
+            part = slice(first, first + count)
+            found = (*plan.transform(x[part], context[part]), plan.log_prob(x[part], context[part]))
+            drawn = plan.sample_and_log_prob(count, seed=5, first_sample=first, context=context[part])
+            for ours, expected in zip((*found, *drawn), (*whole, *samples)):
+                assert torch.equal(ours, expected[part]), (first, count)
+
+    def test_do_not_depend_on_threads(self):
+        plan, (x, context) = FlowPlan(mixed_layers(torch.float32)), batch_of(torch.float32, 2000)
+        threads = torch.get_num_threads()
+        expected = plan.transform(x, context)
+        try:
+            for count in (2, 3):
+                torch.set_num_threads(count)
+                assert all(map(torch.equal, plan.transform(x, context), expected))
+        finally:
+            torch.set_num_threads(threads)
+
+    def test_do_not_depend_on_strides(self):
+        plan, (x, context) = FlowPlan(mixed_layers(torch.float32)), batch_of(torch.float32, 7)
+        expected = plan.log_prob(x, context)
+        assert torch.equal(plan.log_prob(x.t().contiguous().t(), context.t().contiguous().t()), expected)
+
+    def test_fresh_memory_is_written(self, poisoned_memory):
+        assert_agrees(mixed_layers(torch.float32), *batch_of(torch.float32, 50), inverse=True)
+
+    @pytest.mark.exhaustive
+    @pytest.mark.parametrize("isa", ["avx2", "baseline"])
+    def test_other_instruction_sets(self, isa):
+        environment = {**os.environ, "GENSSL_ISA": isa}
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+        subprocess.run([*command, "-k", "TestValue or TestDensity or split"], env=environment, check=True)
+
+
+class TestPacking:
+    def test_notices_weights_changed_in_place(self):
+        layers, (x, context) = mixed_layers(), batch_of(torch.float64, 3)
+        plan = FlowPlan(layers)
+        before = plan.transform(x, context)[0]
+        layers[0].network.weights[1].mul_(1.5)
+        layers[2].weight[0].mul_(2)
+        after = plan.transform(x, context)[0]
+        assert not torch.equal(after, before)
+        assert torch.equal(after, FlowPlan(layers).transform(x, context)[0])
+
+    def test_notices_weights_replaced_at_their_address(self):
+        layers, (x, context) = mixed_layers(), batch_of(torch.float64, 3)
+        plan, bias = FlowPlan(layers), layers[0].network.biases[0]
+        for _ in range(3):
+            plan.log_prob(x, context)
+            bias.data = torch.randn_like(bias)
+            assert torch.equal(plan.log_prob(x, context), FlowPlan(layers).log_prob(x, context))
+
+    def test_refresh_sees_what_versions_do_not(self):
+        layers, (x, context) = mixed_layers(), batch_of(torch.float64, 3)
+        plan = FlowPlan(layers)
+        before = plan.log_prob(x, context)
+        layers[0].network.weights[1].numpy()[...] *= 1.5
+        if instruction_set() is not None:
+            assert torch.equal(plan.log_prob(x, context), before)
+        plan.refresh()
+        assert torch.equal(plan.log_prob(x, context), FlowPlan(layers).log_prob(x, context))
+
+    def test_inference_tensors_are_read_anew(self):
+        with torch.inference_mode():
+            layers, (x, context) = mixed_layers(), batch_of(torch.float64, 3)
+            plan = FlowPlan(layers)
+            plan.log_prob(x, context)
+            layers[0].network.weights[1].mul_(1.5)
+            assert torch.equal(plan.log_prob(x, context), FlowPlan(layers).log_prob(x, context))
+
+    def test_copies_pack_for_themselves(self):
+        x, context = batch_of(torch.float64, 3)
+        plan = FlowPlan(mixed_layers())
+        expected = plan.log_prob(x, context)
+        for copied in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
+            assert torch.equal(copied.log_prob(x, context), expected)
+
+    def test_seed_may_be_a_tensor(self):
+        plan, context = FlowPlan(mixed_layers()), torch.zeros(2, dtype=torch.float64)
+        expected = plan.sample(4, seed=7, context=context)
+        assert torch.equal(plan.sample(4, seed=torch.tensor(7), context=context), expected)
+        assert not torch.equal(plan.sample(4, context=context), expected)
+
+
+class TestEager:
+    """Without the compiled library the layers run in PyTorch, and on CUDA as graphs."""
+
+    def test_gives_the_same(self, monkeypatch):
+        layers, (x, context) = mixed_layers(), batch_of(torch.float64, 9)
+        compiled = FlowPlan(layers)
+        monkeypatch.setattr(flow_runners, "native_module", None)
+        eager = FlowPlan(layers)
+        pairs = [
+            (compiled.transform(x, context), eager.transform(x, context)),
+            (compiled.inverse(x, context), eager.inverse(x, context)),
+            (compiled.log_prob(x, context), eager.log_prob(x, context)),
+            (
+                compiled.sample_and_log_prob(5, seed=2, context=context[:5]),
+                eager.sample_and_log_prob(5, seed=2, context=context[:5]),
+            ),
+            (compiled.sample(5, seed=2, context=context[0]), eager.sample(5, seed=2, context=context[0])),
+        ]
+        for found, expected in pairs:
+            torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+    def test_keeps_a_graph_for_each_direction_and_batch_size(self, monkeypatch):
+        captured = []
+
+        class Graph:
+            def __init__(self, function, *inputs):
+                captured.append(tuple(inputs[0].shape))
+                self.replay = function
+
+        monkeypatch.setattr(flow_runners, "_Graph", Graph)
+        monkeypatch.setattr(flow_runners, "CompiledFlow", flow_runners.CapturedFlow)
+        monkeypatch.setattr(flow_runners, "native_module", object())
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        layers = mixed_layers(context=0)
+        plan = FlowPlan(layers)
+        x, _ = batch_of(torch.float64, 3, context=0)
+        for _ in range(2):
+            plan.log_prob(x), plan.inverse(x), plan.transform(x[:2]), plan.sample(0)
+        assert captured == [(3, 5), (3, 5), (2, 5)]
+        for size in range(1, 20):
+            plan.log_prob(x[:1].expand(size, 5))
+        assert len(plan._runner().graphs) == flow_runners.MAX_GRAPHS
+        torch.testing.assert_close(plan.transform(x), apply_layers(layers, x))
+
+
+LAYERS = mixed_layers(torch.float32, context=0)
+X = torch.zeros(2, 5)
+PLAN = FlowPlan(LAYERS)
+WITH_CONTEXT = FlowPlan(mixed_layers(torch.float32))
+
+
+def changed(position, **fields):
+    return lambda: FlowPlan(
+        [*LAYERS[:position], LAYERS[position]._replace(**fields), *LAYERS[position + 1 :]]
+    )
+
+
+def changed_network(**fields):
+    return changed(0, network=LAYERS[0].network._replace(**fields))
+
+
+@pytest.mark.parametrize(
+    ("call", "exception", "message"),
+    [
+        (lambda: FlowPlan([]), ValueError, "flow: expected at least one layer"),
+        (lambda: FlowPlan([LAYERS[1]]), ValueError, "flow: expected a layer with weights"),
+        (lambda: FlowPlan(torch.nn.Linear(2, 2)), TypeError, r"flow: expected a module with plan_layers\(\)"),
+        (lambda: FlowPlan([*LAYERS, torch.nn.ReLU()]), TypeError, r"layers\[7\]: expected a layer descr"),
+        (lambda: FlowPlan([torch.nn.ReLU()]), TypeError, r"layers\[0\]: expected a layer description"),
+        (changed(1, index=torch.tensor([0, 1, 2, 3, 3])), ValueError, r"layers\[1\].index: expected every"),
+        (changed(0, transformed=torch.arange(5)), ValueError, r"layers\[0\].identity, .*: expected every"),
+        (changed(2, weight=torch.zeros(5, 5)), ValueError, r"layers\[2\].weight: expected an invertible"),
+        (changed(2, weight=torch.zeros(4, 4)), ValueError, r"layers\[2\].weight: expected shape \[D, D\]"),
+        (changed(4, shift=torch.zeros(4)), ValueError, r"layers\[4\].shift: expected shape \[D\] = \[5\]"),
+        (changed(4, shift=torch.zeros(5).double()), TypeError, "expected the dtype of the others"),
+        (changed(0, context_features=1), ValueError, r"network.weights\[0\]: expected shape \[out, in\]"),
+        (changed(0, transform=TRANSFORMS["zuko"]), ValueError, "parameters: expected 3"),
+        (changed(0, transform=SplineTransform(bins=5, bound=-1.0)), ValueError, "bound: expected a positive"),
+        (changed_network(activation="sine"), ValueError, "network.activation: expected one of 'relu'"),
+        (changed_network(residual=True), ValueError, "network.weights: expected pairs between"),
+        (changed_network(biases=()), ValueError, "network.biases: expected 3 tensors"),
+        (lambda: PLAN.log_prob(torch.zeros(2, 4)), ValueError, r"x: expected shape \[B, \*\[5\]\]"),
+        (lambda: PLAN.inverse(torch.zeros(())), ValueError, r"z: expected shape \[B, \*\[5\]\]"),
+        (lambda: PLAN.log_prob(X.double()), TypeError, "x: expected the dtype of the weights"),
+        (lambda: PLAN.log_prob([0.0]), TypeError, "x: expected a tensor, got list"),
+        (lambda: PLAN.log_prob(X, torch.zeros(2, 1)), ValueError, "context: expected None"),
+        (lambda: WITH_CONTEXT.log_prob(X), ValueError, r"context: expected shape \[B, 2\], got None"),
+        (
+            lambda: WITH_CONTEXT.log_prob(X, torch.zeros(3, 2)),
+            ValueError,
+            r"context: expected shape \[B, 2\] or \[2\], got \[3, 2\]",
+        ),
+        (lambda: PLAN.sample(-1), ValueError, "n: expected at least 0, got -1"),
+        (lambda: PLAN.sample(1, first_sample=-1), ValueError, "first_sample: expected an integer"),
+        (lambda: FlowPlan(moved(LAYERS, torch.bfloat16)), ValueError, "flow: expected dtype"),
+    ],
+)
+def test_errors_name_the_argument(call, exception, message):
+    with pytest.raises(exception, match=message):
+        call()
+
+
+def test_refuses_tangents():
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="has no derivative"):
+        PLAN.log_prob(forward_ad.make_dual(X, X))
