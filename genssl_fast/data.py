@@ -1,6 +1,8 @@
-"""Training data: the bundled digits, NumPy arrays, folders of images."""
+"""Training data: bundled sets, densities in the plane, NumPy arrays, folders of images."""
 
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,12 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genssl_fast._checks import check
+from genssl_fast._checks import check, check_choice
 
-__all__ = ["Dataset", "Scale", "load_dataset", "load_digits"]
+__all__ = [
+    "DENSITIES",
+    "Dataset",
+    "Scale",
+    "load_breast_cancer",
+    "load_dataset",
+    "load_density",
+    "load_digits",
+]
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 NUM_TRAINING_DIGITS = 1437
+NUM_TRAINING_PATIENTS = 455
 
 
 class Scale(NamedTuple):
@@ -42,10 +53,15 @@ class Scale(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Samples [N, ...] in fp32, scaled to [-1, 1], and the scale they came from."""
+    """Samples [N, ...] in fp32, scaled to [-1, 1], and the scale they came from.
+
+    ``num_levels`` counts the equidistant values that discrete data can take, ``scale.low`` and
+    ``scale.high`` among them; None for continuous data.
+    """
 
     samples: Tensor
     scale: Scale
+    num_levels: int | None = None
 
 
 def load_digits() -> tuple[Dataset, Dataset]:
@@ -70,33 +86,116 @@ def load_digits() -> tuple[Dataset, Dataset]:
     scale = Scale(0.0, 16.0)
     images = scale.normalize(images[order])
     training, held_out = images[:NUM_TRAINING_DIGITS], images[NUM_TRAINING_DIGITS:]
-    return Dataset(training, scale), Dataset(held_out, scale)
+    return Dataset(training, scale, 17), Dataset(held_out, scale, 17)
+
+
+def load_breast_cancer() -> tuple[Dataset, Dataset]:
+    """The 30 measurements of 569 patients bundled with scikit-learn, split and standardized.
+
+    The parts are [455, 30] and [114, 30], after the permutation of `numpy.random.RandomState(0)`; both
+    have the mean of the training part taken off and are divided by its standard deviation.
+
+    References:
+        | Breast Cancer Wisconsin, Diagnostic (Wolberg et al., 1993)
+        | https://archive.ics.uci.edu/dataset/17
+
+    Example:
+        >>> training, held_out = load_breast_cancer()
+        >>> held_out.samples.shape
+        torch.Size([114, 30])
+    """
+    from sklearn import datasets
+
+    measurements = datasets.load_breast_cancer().data
+    measurements = measurements[np.random.RandomState(0).permutation(len(measurements))]
+    training = measurements[:NUM_TRAINING_PATIENTS]
+    standardized = torch.from_numpy((measurements - training.mean(0)) / training.std(0)).float()
+    # Standardized values are the unit of these data.
+    parts = standardized[:NUM_TRAINING_PATIENTS], standardized[NUM_TRAINING_PATIENTS:]
+    return Dataset(parts[0], Scale(-1.0, 1.0)), Dataset(parts[1], Scale(-1.0, 1.0))
+
+
+def load_density(name: str, count: int = 20000, *, seed: int = 0) -> Dataset:
+    """Samples [count, 2] of a density in the plane: `"moons"`, `"checkerboard"` or `"two_rings"`.
+
+    Two half circles with Gaussian noise; the black squares of a board of 4 by 4; rings of radius 1 and 2
+    with Gaussian noise. All that is random depends on the seed alone.
+
+    Example:
+        >>> load_density("moons", 5).samples.shape
+        torch.Size([5, 2])
+    """
+    check_choice("name", name, DENSITIES)
+    check(count >= 1, "count", "at least 1", count)
+    points = DENSITIES[name](count, np.random.default_rng(seed))
+    return Dataset(torch.from_numpy(DENSITY_SCALE.normalize(points)).float(), DENSITY_SCALE)
+
+
+def _moons(count: int, generator: np.random.Generator) -> np.ndarray:
+    angle, upper = generator.uniform(0, np.pi, count), generator.random(count) < 0.5
+    x = np.where(upper, np.cos(angle), 1 - np.cos(angle)) - 0.5
+    y = np.where(upper, np.sin(angle), 0.5 - np.sin(angle)) - 0.25
+    return 1.6 * np.stack([x, y], axis=1) + generator.normal(0, 0.12, (count, 2))
+
+
+def _checkerboard(count: int, generator: np.random.Generator) -> np.ndarray:
+    column, row = generator.integers(0, 4, count), generator.integers(0, 2, count)
+    corner = np.stack([column, 2 * row + column % 2], axis=1)
+    return 1.5 * (corner + generator.random((count, 2)) - 2)
+
+
+def _two_rings(count: int, generator: np.random.Generator) -> np.ndarray:
+    angle, radius = generator.uniform(0, 2 * np.pi, count), generator.choice([1.0, 2.0], count)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return radius[:, None] * circle + generator.normal(0, 0.08, (count, 2))
+
+
+DENSITIES: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
+    "moons": _moons,
+    "checkerboard": _checkerboard,
+    "two_rings": _two_rings,
+}
+# The range of the data is a convention here: moons and rings have tails.
+DENSITY_SCALE = Scale(-3.0, 3.0)
 
 
 def load_dataset(source: str | Path) -> Dataset:
     """The data that `--data` names.
 
     Arguments:
-        source: `"digits"` for the training part of the bundled digits, a `.npy` or `.npz` file with an
-            array [N, ...] of real numbers, or a folder of images of one size.
+        source: `"digits"`, `"breast_cancer"`, `"moons"`, `"checkerboard"` or `"two_rings"` for the
+            training part of what is bundled, followed by `":test"` for the held-out part; a `.npy` or
+            `.npz` file with an array [N, ...] of real numbers; or a folder of images of one size.
 
     Returns:
-        The samples and their scale: 0 to 255 for 8-bit values, else from the smallest value to the
-        largest.
+        The samples and their scale: 0 to 255, and 256 levels, for 8-bit values, else from the smallest
+        value to the largest.
 
     Raises:
         ValueError: If the source is none of these or its content cannot be used.
         OSError: If a file cannot be read.
     """
-    if str(source) == "digits":
-        return load_digits()[0]
+    name, colon, part = str(source).partition(":")
+    if name in BUNDLED and part in (("test",) if colon else ("",)):
+        return BUNDLED[name]()[part == "test"]
     path = Path(source)
     if path.is_dir():
         return _dataset(_read_images(path), path)
     if path.suffix in (".npy", ".npz"):
         return _dataset(_read_array(path), path)
     got = f"{path}" if path.exists() else f"{path}, which does not exist"
-    raise ValueError(f"data: expected 'digits', a .npy or .npz file or a folder of images, got {got}")
+    names = ", ".join(BUNDLED)
+    raise ValueError(f"data: expected one of {names}, a .npy or .npz file or a folder of images, got {got}")
+
+
+def _load_density_parts(name: str) -> tuple[Dataset, Dataset]:
+    return load_density(name), load_density(name, 5000, seed=1)
+
+
+BUNDLED: dict[str, Callable[[], tuple[Dataset, Dataset]]] = {
+    "digits": load_digits,
+    "breast_cancer": load_breast_cancer,
+} | {name: partial(_load_density_parts, name) for name in DENSITIES}
 
 
 def _dataset(array: np.ndarray, path: Path) -> Dataset:
@@ -109,7 +208,7 @@ def _dataset(array: np.ndarray, path: Path) -> Dataset:
     low, high = (0.0, 255.0) if array.dtype == np.uint8 else map(float, samples.aminmax())
     check(low < high, "data", "values that differ", f"{path} where all are {low}")
     scale = Scale(low, high)
-    return Dataset(scale.normalize(samples), scale)
+    return Dataset(scale.normalize(samples), scale, 256 if array.dtype == np.uint8 else None)
 
 
 def _read_array(path: Path) -> np.ndarray:

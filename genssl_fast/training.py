@@ -1,23 +1,24 @@
-"""Training of score models that can stop at any step and go on as if it had not."""
+"""Training that can stop at any step and go on as if it had not: score models and flows."""
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genssl_fast._checks import check, check_choice
 from genssl_fast._random import Stream, step_counter
 from genssl_fast.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from genssl_fast.flow_model import FlowModel, FlowModelConfig
 from genssl_fast.ops.random import random_uniform
 from genssl_fast.score_model import WEIGHTINGS, ScoreModel, ScoreModelConfig
 
-__all__ = ["ScoreTrainer", "TrainingConfig"]
-
-KIND = "training_state"
+__all__ = ["FlowTrainer", "FlowTrainingConfig", "ScoreTrainer", "Trainer", "TrainingConfig"]
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,56 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(self.steps >= 1, "steps", "at least 1", self.steps)
-        check(self.batch >= 1, "batch", "at least 1", self.batch)
-        check(self.learning_rate > 0, "learning_rate", "a positive number", self.learning_rate)
-        check(0 <= self.ema < 1, "ema", "a number in [0, 1)", self.ema)
+        _check_schedule(self)
         check_choice("weighting", self.weighting, WEIGHTINGS)
 
 
-class ScoreTrainer:
-    """Trains a :class:`ScoreModel`; a run that was stopped and resumed ends with the same weights.
+@dataclass(frozen=True)
+class FlowTrainingConfig:
+    """How a flow is trained, until a part of the data that it does not see is explained no better.
+
+    Arguments:
+        steps: The greatest number of steps, over which the learning rate falls to zero along a cosine.
+        batch: The number of samples in a step.
+        learning_rate: The highest learning rate of AdamW.
+        weight_decay: That of AdamW.
+        warmup: The number of steps over which the learning rate rises.
+        ema: The decay of the exponential moving average of the weights.
+        held_out: The fraction of the samples to validate with, rounded to every second, third, ...; 0 trains
+            on all of them to the last step.
+        validate_every: Steps between validations.
+        patience: Validations without a new best after which training stops.
+        seed: The seed of weights, batches and noise.
+    """
+
+    steps: int = 5000
+    batch: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: int = 100
+    ema: float = 0.995
+    held_out: float = 0.1
+    validate_every: int = 50
+    patience: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_schedule(self)
+        check(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
+        check(0 <= self.held_out <= 0.5, "held_out", "a number in [0, 0.5]", self.held_out)
+        check(self.validate_every >= 1, "validate_every", "at least 1", self.validate_every)
+        check(self.patience >= 1, "patience", "at least 1", self.patience)
+
+
+def _check_schedule(config: TrainingConfig | FlowTrainingConfig) -> None:
+    check(config.steps >= 1, "steps", "at least 1", config.steps)
+    check(config.batch >= 1, "batch", "at least 1", config.batch)
+    check(config.learning_rate > 0, "learning_rate", "a positive number", config.learning_rate)
+    check(0 <= config.ema < 1, "ema", "a number in [0, 1)", config.ema)
+
+
+class Trainer:
+    """What training needs whatever is trained; a run that was stopped and resumed ends with the same weights.
 
     Everything random is drawn on counters from (seed, step), so the state is the tensors of
     :meth:`save` and the number of the step.
@@ -60,30 +102,36 @@ class ScoreTrainer:
         model: The configuration of the model.
         config: How to train.
         device: Where to train.
-
-    Example:
-        >>> from genssl_fast.data import load_digits
-        >>> data = load_digits()[0]
-        >>> model = ScoreModelConfig(data.samples.shape[1:], hidden=16, blocks=1, scale=data.scale)
-        >>> trainer = ScoreTrainer(model, TrainingConfig(steps=2, batch=8))
-        >>> losses = [trainer.train_step(data.samples) for _ in range(2)]
-        >>> trainer.step
-        2
     """
 
-    def __init__(
-        self,
-        model: ScoreModelConfig,
-        config: TrainingConfig,
-        *,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    kind: ClassVar[str]
+    model_type: ClassVar[type[nn.Module]]
+    model_config_type: ClassVar[type]
+    config_type: ClassVar[type]
+
+    def __init__(self, model: Any, config: Any, *, device: torch.device | str = "cpu") -> None:
         self.config, self.step = config, 0
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            self.model = ScoreModel(model).to(device)
+            self.model = self.model_type(model).to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=0.0, foreach=True)
+        decay = getattr(config, "weight_decay", 0.0)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=decay, foreach=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.step >= self.config.steps
+
+    @property
+    def details(self) -> dict[str, float]:
+        """Numbers that say how training goes, beside the loss."""
+        return {}
+
+    @property
+    def best(self) -> nn.Module:
+        """The model that training is for: the averaged weights."""
+        return self.average
 
     def train_step(self, samples: Tensor) -> Tensor:
         """One step on a batch drawn from samples [N, *shape] in [-1, 1].
@@ -91,15 +139,9 @@ class ScoreTrainer:
         Returns:
             The loss, a scalar that has not been waited for.
         """
-        config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        loss = self.model.loss(
-            samples[self._batch(len(samples), samples.device)],
-            weighting=config.weighting,
-            seed=config.seed,
-            step=self.step,
-        )
+        loss = self._loss(samples[self._batch(len(samples), samples.device)])
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -109,13 +151,13 @@ class ScoreTrainer:
         return loss.detach()
 
     def save_model(self, path: str | Path, **facts: Any) -> None:
-        """Writes the averaged weights, which are the ones to sample from."""
-        self.average.save(path, training=asdict(self.config) | dict(step=self.step), **facts)
+        """Writes the weights to use, which are averages over steps."""
+        self.best.save(path, training=asdict(self.config) | dict(step=self.step), **facts)
 
     def save(self, path: str | Path, **facts: Any) -> None:
         """Writes all that :meth:`load` needs to go on; `facts` come back from it."""
         config = dict(
-            kind=KIND,
+            kind=self.kind,
             model=asdict(self.model.config),
             training=asdict(self.config),
             step=self.step,
@@ -126,24 +168,34 @@ class ScoreTrainer:
     @classmethod
     def load(
         cls, path: str | Path, *, device: torch.device | str = "cpu", **changes: Any
-    ) -> tuple["ScoreTrainer", dict[str, Any]]:
-        """Takes up a run that :meth:`save` wrote.
+    ) -> tuple[Self, dict[str, Any]]:
+        """Takes up a run that :meth:`save` wrote; `Trainer.load` itself takes up a run of any kind.
 
         Arguments:
             path: The file.
             device: Where to train.
-            changes: Fields of :class:`TrainingConfig` that are to differ from now on.
+            changes: Fields of the configuration that are to differ from now on.
 
         Returns:
             The trainer and the facts that were saved with it.
         """
         tensors, config = load_checkpoint(path)
-        if config.get("kind") != KIND:
-            raise CheckpointError(f"resume: expected a {KIND}, got {config.get('kind')!r} in {path}")
-        training = TrainingConfig(**config["training"] | changes)
-        trainer = cls(ScoreModelConfig(**config["model"]), training, device=device)
+        types = {trainer.kind: trainer for trainer in cls.__subclasses__() or [cls]}
+        kind = config.get("kind")
+        if kind not in types:
+            raise CheckpointError(f"resume: expected a {' or '.join(types)}, got {kind!r} in {path}")
+        cls = types[kind]
+        training = cls.config_type(**config["training"] | changes)
+        trainer = cls(cls.model_config_type(**config["model"]), training, device=device)
         trainer._restore(tensors, config["step"])
         return trainer, config["facts"]
+
+    def _loss(self, batch: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _stored(self, model: nn.Module) -> nn.Module:
+        """The part of a model that is trained and saved."""
+        return model
 
     def _batch(self, count: int, device: torch.device) -> Tensor:
         # The complement of the seed keeps these numbers apart from those of the objective.
@@ -168,25 +220,163 @@ class ScoreTrainer:
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"model.{k}": v for k, v in self.model.network.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.network.state_dict().items()}
-        for name, parameter in self.model.network.named_parameters():
+        model, average = self._stored(self.model), self._stored(self.average)
+        tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+        for name, parameter in model.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = value
         return tensors
 
     def _restore(self, tensors: dict[str, Tensor], step: int) -> None:
         self.step = step
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.model.network.load_state_dict(under("model."))
-        self.average.network.load_state_dict(under("average."))
+        self._stored(self.model).load_state_dict(_under("model.", tensors))
+        self._stored(self.average).load_state_dict(_under("average.", tensors))
         keys = ("step", "exp_avg", "exp_avg_sq")
-        moments = {key: under(f"optimizer.{key}.") for key in keys}
-        for name, parameter in self.model.network.named_parameters():
+        moments = {key: _under(f"optimizer.{key}.", tensors) for key in keys}
+        for name, parameter in self._stored(self.model).named_parameters():
             if name in moments["step"]:
                 state = {key: moments[key][name].to(parameter.device) for key in keys}
                 # AdamW counts on the CPU.
                 self.optimizer.state[parameter] = state | dict(step=moments["step"][name])
+
+
+class ScoreTrainer(Trainer):
+    """Trains a :class:`ScoreModel`; see :class:`Trainer`.
+
+    Example:
+        >>> from genssl_fast.data import load_digits
+        >>> data = load_digits()[0]
+        >>> model = ScoreModelConfig(data.samples.shape[1:], hidden=16, blocks=1, scale=data.scale)
+        >>> trainer = ScoreTrainer(model, TrainingConfig(steps=2, batch=8))
+        >>> losses = [trainer.train_step(data.samples) for _ in range(2)]
+        >>> trainer.step
+        2
+    """
+
+    kind = "training_state"
+    model_type, model_config_type, config_type = ScoreModel, ScoreModelConfig, TrainingConfig
+
+    def _loss(self, batch: Tensor) -> Tensor:
+        config = self.config
+        return self.model.loss(batch, weighting=config.weighting, seed=config.seed, step=self.step)
+
+    def _stored(self, model: nn.Module) -> nn.Module:
+        return model.network
+
+
+class FlowTrainer(Trainer):
+    """Trains a :class:`FlowModel` and keeps the averaged weights that validated best; see :class:`Trainer`.
+
+    Attributes:
+        best_loss: The lowest validation loss so far, in bits per dimension.
+        best_step: The step it was found after.
+
+    Example:
+        >>> from genssl_fast.data import load_density
+        >>> data = load_density("moons", 1000)
+        >>> trainer = FlowTrainer(FlowModelConfig((2,)), FlowTrainingConfig(steps=2, batch=8))
+        >>> losses = [trainer.train_step(data.samples) for _ in range(2)]
+        >>> trainer.finished
+        True
+    """
+
+    kind = "flow_training_state"
+    model_type, model_config_type, config_type = FlowModel, FlowModelConfig, FlowTrainingConfig
+
+    def __init__(
+        self,
+        model: FlowModelConfig,
+        config: FlowTrainingConfig,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(model, config, device=device)
+        self.average.eval()
+        self._best = copy.deepcopy(self.average)
+        self.best_loss, self.best_step = math.inf, 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done, or patience has run out."""
+        config = self.config
+        waited = self.step - self.best_step
+        return super().finished or (config.held_out > 0 and waited >= config.patience * config.validate_every)
+
+    @property
+    def details(self) -> dict[str, float]:
+        return {"validation": self.best_loss} if self.best_step else {}
+
+    @property
+    def best(self) -> FlowModel:
+        """The averaged weights that validated best; the latest ones before and without any validation."""
+        return self._best if self.best_step else self.average
+
+    def train_step(self, samples: Tensor) -> Tensor:
+        if self.step == 0:
+            self._fit(samples)
+        loss = super().train_step(samples)
+        due = self.step % self.config.validate_every == 0 or self.step == self.config.steps
+        if due and self._validation_spacing:
+            self._validate(samples)
+        return loss
+
+    def _loss(self, batch: Tensor) -> Tensor:
+        with self._seeded():
+            return self.model.loss(batch, seed=self.config.seed, step=self.step)
+
+    def _fit(self, samples: Tensor) -> None:
+        spacing = self._validation_spacing or 1
+        check(len(samples) >= spacing, "samples", f"at least {spacing}, to hold one out", len(samples))
+        training = samples[self._training(torch.arange(self._num_training(len(samples))))]
+        with self._seeded():
+            self.model.fit(training, seed=self.config.seed)
+        self.average.load_state_dict(self.model.state_dict())
+
+    @torch.no_grad()
+    def _validate(self, samples: Tensor) -> None:
+        held_out = samples[self._validation_spacing - 1 :: self._validation_spacing]
+        # The same noise every time: differences are those of the weights.
+        loss = float(self.average.loss(held_out, seed=~self.config.seed, step=0))
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, self.step
+            self._best.load_state_dict(self.average.state_dict())
+
+    def _batch(self, count: int, device: torch.device) -> Tensor:
+        return self._training(super()._batch(self._num_training(count), device))
+
+    @property
+    def _validation_spacing(self) -> int:
+        """Every so-many-th sample validates; 0 for none."""
+        return round(1 / self.config.held_out) if self.config.held_out else 0
+
+    def _num_training(self, count: int) -> int:
+        return count - count // self._validation_spacing if self._validation_spacing else count
+
+    def _training(self, numbers: Tensor) -> Tensor:
+        """Where the training samples of these numbers are among all samples."""
+        spacing = self._validation_spacing
+        return numbers + numbers // (spacing - 1) if spacing else numbers
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Dropout, too, depends on (seed, step) alone, and leaves the default generator as it was."""
+        device = next(self.model.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed((self.config.seed << 24 ^ self.step) % (1 << 63))
+            yield
+
+    def _tensors(self) -> dict[str, Tensor]:
+        validation = torch.tensor([self.best_loss, self.best_step], dtype=torch.float64)
+        best = {f"best.{k}": v for k, v in self._best.state_dict().items()}
+        return super()._tensors() | best | {"validation": validation}
+
+    def _restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        super()._restore(tensors, step)
+        self._best.load_state_dict(_under("best.", tensors))
+        self.best_loss, best_step = tensors["validation"].tolist()
+        self.best_step = int(best_step)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -5,7 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
-from genssl_fast.data import Scale, load_dataset, load_digits
+from genssl_fast.data import (
+    BUNDLED,
+    DENSITIES,
+    Scale,
+    load_breast_cancer,
+    load_dataset,
+    load_density,
+    load_digits,
+)
 
 
 def test_digits_are_split_by_the_agreed_permutation():
@@ -23,6 +31,59 @@ def test_digits_are_split_by_the_agreed_permutation():
     )
 
 
+def test_breast_cancer_is_split_by_the_agreed_permutation_and_standardized():
+    from sklearn import datasets
+
+    order = np.random.RandomState(0).permutation(569)
+    measurements = datasets.load_breast_cancer().data[order]
+    training, held_out = load_breast_cancer()
+    assert (training.samples.shape, held_out.samples.shape) == ((455, 30), (114, 30))
+    mean, std = measurements[:455].mean(0), measurements[:455].std(0)
+    np.testing.assert_allclose(held_out.samples, (measurements[455:] - mean) / std, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(held_out.scale.restore(held_out.samples), held_out.samples)
+    # A standard normal density explains the held-out part as badly as it should.
+    log_prob = -0.5 * held_out.samples.square().sum(1).mean() - 15 * np.log(2 * np.pi)
+    assert float(log_prob) == pytest.approx(-44.47, abs=0.01)
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_densities_depend_on_their_seed_alone(name):
+    samples, scale, num_levels = load_density(name, 500)
+    assert samples.shape == (500, 2)
+    assert scale == Scale(-3.0, 3.0)
+    assert num_levels is None
+    assert torch.equal(samples, load_density(name, 500).samples)
+    assert not torch.equal(samples, load_density(name, 500, seed=1).samples)
+    assert samples.abs().max() < 1.3
+
+
+def test_densities_have_their_shapes():
+    def points(name):
+        samples, scale, _ = load_density(name, 4000)
+        return scale.restore(samples).double()
+
+    square = (points("checkerboard") / 1.5).floor() + 2
+    assert square.unique(dim=0).shape == (8, 2)
+    assert (square.sum(1) % 2 == 0).all()
+    radius = points("two_rings").norm(dim=1)
+    assert torch.minimum((radius - 1).abs(), (radius - 2).abs()).max() < 0.5
+    assert 0.45 < (radius < 1.5).double().mean() < 0.55
+    moons = points("moons")
+    upper = (moons[:, 0] + 0.8).square() + (moons[:, 1] + 0.4).square()
+    lower = (moons[:, 0] - 0.8).square() + (moons[:, 1] - 0.4).square()
+    assert torch.minimum((upper.sqrt() - 1.6).abs(), (lower.sqrt() - 1.6).abs()).max() < 0.65
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_data_have_a_held_out_part(name):
+    training, held_out = load_dataset(name), load_dataset(f"{name}:test")
+    assert training.samples.shape[1:] == held_out.samples.shape[1:]
+    assert len(training.samples) > len(held_out.samples)
+    assert training[1:] == held_out[1:]
+    with pytest.raises(ValueError, match=f"expected one of digits, .*got {name}:training"):
+        load_dataset(f"{name}:training")
+
+
 def test_scale_restores_what_it_normalized():
     scale = Scale(-3.0, 7.0)
     values = torch.tensor([-3.0, 0.0, 7.0])
@@ -35,16 +96,18 @@ def test_arrays_are_scaled_by_their_range(tmp_path, suffix):
     array = np.array([[0.0, 5.0], [10.0, 2.5]])
     path = tmp_path / f"data{suffix}"
     np.save(path, array) if suffix == ".npy" else np.savez(path, values=array)
-    samples, scale = load_dataset(path)
+    samples, scale, num_levels = load_dataset(path)
     assert samples.dtype == torch.float32
     assert samples.tolist() == [[-1.0, 0.0], [1.0, -0.5]]
     assert scale == Scale(0.0, 10.0)
+    assert num_levels is None
 
 
 def test_eight_bit_arrays_span_their_type(tmp_path):
     np.save(tmp_path / "bytes.npy", np.full((2, 3), 51, dtype=np.uint8))
-    samples, scale = load_dataset(tmp_path / "bytes.npy")
+    samples, scale, num_levels = load_dataset(tmp_path / "bytes.npy")
     assert scale == Scale(0.0, 255.0)
+    assert num_levels == 256
     torch.testing.assert_close(samples, torch.full((2, 3), -0.6))
 
 
@@ -61,11 +124,12 @@ def test_folder_of_images(tmp_path, mode, channels):
     for name, grey in (("b.png", 255), ("a.png", 0)):
         Image.new("L", (5, 4), grey).convert(mode).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("not an image")
-    samples, scale = load_dataset(tmp_path)
+    samples, scale, num_levels = load_dataset(tmp_path)
     assert samples.shape == (2, channels, 4, 5)
     assert samples[0].unique() == -1
     assert samples[1].unique() == 1
     assert scale == Scale(0.0, 255.0)
+    assert num_levels == 256
 
 
 def test_images_of_two_sizes_are_refused(tmp_path):

@@ -1,5 +1,6 @@
-"""Train a score model on data and write a checkpoint of its averaged weights.
+"""Train a score model or a normalizing flow on data and write a checkpoint of its averaged weights.
 
+A flow is trained until held-out data are explained no better, and the checkpoint is the best on these.
 Beside OUT, OUT.training holds all that --resume needs. Ctrl-C finishes the step, saves both and stops.
 """
 
@@ -12,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,21 +28,41 @@ from genssl_fast.commands.arguments import (
     seed,
 )
 from genssl_fast.commands.device import use_device
-from genssl_fast.data import load_dataset
+from genssl_fast.commands.flow_options import (
+    FLOW_OPTIONS,
+    add_flow_arguments,
+    flow_arguments,
+    flow_defaults,
+    flow_options,
+    given,
+)
+from genssl_fast.data import BUNDLED, Dataset, load_dataset
 from genssl_fast.diffusion import PARAMETERIZATIONS
+from genssl_fast.flow_model import FlowModelConfig
+from genssl_fast.flows import FLOWS
 from genssl_fast.score_model import PROCESSES, WEIGHTINGS, ScoreModelConfig
-from genssl_fast.training import ScoreTrainer, TrainingConfig
+from genssl_fast.training import (
+    FlowTrainer,
+    FlowTrainingConfig,
+    ScoreTrainer,
+    Trainer,
+    TrainingConfig,
+)
 
 __all__ = ["add_arguments", "run"]
 
 # The loss is read, which waits for the device, once in so many steps.
 STEPS_PER_REPORT = 20
-TRAINING, MODEL = TrainingConfig(), ScoreModelConfig(shape=())
+SCORE = "score"
+TRAINING, FLOW_TRAINING = TrainingConfig(), FlowTrainingConfig()
+MODEL = ScoreModelConfig(shape=())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", help="digits (bundled), a .npy or .npz file with samples in rows, or a folder of images"
+        "--data",
+        help=f"{', '.join(BUNDLED)} (bundled), a .npy or .npz file with samples in rows, or a folder of "
+        "images",
     )
     parser.add_argument(
         "--out", type=output_path(".safetensors"), required=True, help="the checkpoint, NAME.safetensors"
@@ -52,21 +72,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with the run that OUT.training was saved from"
     )
     begin.add_argument("--overwrite", action="store_true", help="begin anew where OUT exists")
+    parser.add_argument("--model", choices=(SCORE, *FLOWS), help=f"(default: {SCORE})")
     _add_training_arguments(parser.add_argument_group("training"))
-    _add_model_arguments(parser.add_argument_group("model"))
+    _add_score_arguments(parser.add_argument_group("score model"))
+    add_flow_arguments(parser.add_argument_group("flows"))
     add_device(parser)
     add_threads(parser)
 
 
 def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--steps", type=positive_int, help=f"steps in all (default: {TRAINING.steps})")
+    def default(name: str) -> str:
+        return f"(default: {getattr(TRAINING, name)}, flows {getattr(FLOW_TRAINING, name)})"
+
+    group.add_argument("--steps", type=positive_int, help=f"steps at most {default('steps')}")
     group.add_argument("--minutes", type=positive, help="stop after so long; --resume goes on")
-    group.add_argument("--batch", type=positive_int, help=f"samples in a step (default: {TRAINING.batch})")
+    group.add_argument("--batch", type=positive_int, help=f"samples in a step {default('batch')}")
     group.add_argument(
-        "--learning-rate", type=positive, help=f"highest rate of AdamW (default: {TRAINING.learning_rate})"
+        "--learning-rate", type=positive, help=f"highest rate of AdamW {default('learning_rate')}"
     )
+    group.add_argument("--ema", type=fraction, help=f"decay of the averaged weights {default('ema')}")
+    group.add_argument("--seed", type=seed, help=f"(default: {TRAINING.seed})")
     group.add_argument(
-        "--ema", type=fraction, help=f"decay of the averaged weights (default: {TRAINING.ema})"
+        "--save-every", type=positive, default=60.0, help="seconds between checkpoints (default: 60)"
+    )
+
+
+def _add_score_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--process", choices=PROCESSES, help=f"forward process (default: {MODEL.process})")
+    group.add_argument(
+        "--parameterization",
+        choices=PARAMETERIZATIONS,
+        help=f"what the network predicts (default: {MODEL.parameterization})",
     )
     group.add_argument(
         "--weighting",
@@ -74,21 +110,8 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
         help="of the objective over time: the error of what the network predicts, sigma^2 or g^2 "
         f"(default: {TRAINING.weighting})",
     )
-    group.add_argument("--seed", type=seed, help=f"(default: {TRAINING.seed})")
-    group.add_argument(
-        "--save-every", type=positive, default=60.0, help="seconds between checkpoints (default: 60)"
-    )
-
-
-def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--process", choices=PROCESSES, help=f"forward process (default: {MODEL.process})")
-    group.add_argument(
-        "--parameterization",
-        choices=PARAMETERIZATIONS,
-        help=f"what the network predicts (default: {MODEL.parameterization})",
-    )
     for name, what in (
-        ("hidden", "width of the network"),
+        ("hidden", "width of the network, or of every hidden layer of a flow's networks"),
         ("blocks", "residual blocks"),
         ("embed", "width of the embedding of time"),
         ("time_dim", "sinusoidal features of time"),
@@ -109,8 +132,9 @@ def run(arguments: argparse.Namespace) -> None:
         training.run(requests)
     if requests:
         raise KeyboardInterrupt(f"stopped at step {trainer.step}; {training.next_command}")
-    print(f"{arguments.out}: trained for {trainer.step} steps")
-    if trainer.step < trainer.config.steps:
+    details = "".join(f"; {name} {value:.4g}" for name, value in trainer.details.items())
+    print(f"{arguments.out}: trained for {trainer.step} steps{details}")
+    if not trainer.finished:
         print(training.next_command)
 
 
@@ -121,33 +145,68 @@ def _start(arguments: argparse.Namespace, device: torch.device) -> "_Training":
     expected = "a new path, --resume to go on or --overwrite to begin anew"
     check(arguments.overwrite or not begun, "out", expected, f"{arguments.out}, which exists")
     dataset = load_dataset(arguments.data)
-    model = ScoreModelConfig(
-        shape=dataset.samples.shape[1:], scale=dataset.scale, **_given(arguments, ScoreModelConfig)
-    )
-    trainer = ScoreTrainer(model, TrainingConfig(**_given(arguments, TrainingConfig)), device=device)
+    trainer = _new_trainer(arguments, dataset, device)
     facts = {"data": arguments.data, "command": shlex.join(["genssl-fast", *arguments.argv])}
     return _Training(trainer, dataset.samples.to(device), facts, arguments)
 
 
+def _new_trainer(arguments: argparse.Namespace, dataset: Dataset, device: torch.device) -> Trainer:
+    name, shape = arguments.model or SCORE, dataset.samples.shape[1:]
+    _check_options_belong_to(name, arguments)
+    if name == SCORE:
+        config = ScoreModelConfig(
+            shape=shape, scale=dataset.scale, **given(arguments, _fields(ScoreModelConfig))
+        )
+        training = TrainingConfig(**given(arguments, _fields(TrainingConfig)))
+        return ScoreTrainer(config, training, device=device)
+    config = FlowModelConfig(
+        shape=shape,
+        flow=name,
+        options=flow_arguments(flow_options(arguments, flow_defaults(name))),
+        num_levels=dataset.num_levels,
+        scale=dataset.scale,
+        **given(arguments, ("alpha",)),
+    )
+    training = FlowTrainingConfig(**given(arguments, _fields(FlowTrainingConfig)))
+    return FlowTrainer(config, training, device=device)
+
+
 def _resume(arguments: argparse.Namespace, device: torch.device) -> "_Training":
     changes = {} if arguments.steps is None else {"steps": arguments.steps}
-    trainer, facts = ScoreTrainer.load(_state_path(arguments.out), device=device, **changes)
+    trainer, facts = Trainer.load(_state_path(arguments.out), device=device, **changes)
     expected = f"at least {trainer.step}, which the run has done"
     check(trainer.step <= trainer.config.steps, "steps", expected, trainer.config.steps)
     begun = facts | dataclasses.asdict(trainer.model.config) | dataclasses.asdict(trainer.config)
-    given = _given(arguments, ScoreModelConfig) | _given(arguments, TrainingConfig)
-    given["data"] = arguments.data or facts["data"]
-    for name, value in given.items():
+    begun["model"] = begun.get("flow", SCORE)
+    _check_options_belong_to(begun["model"], arguments)
+    chosen = given(arguments, begun.keys() - {"command"})
+    if begun["model"] != SCORE:
+        defaults = flow_defaults(begun["model"])
+        used = {name: begun["options"].get(FLOW_OPTIONS[name], value) for name, value in defaults.items()}
+        chosen |= flow_options(arguments, used)
+        begun |= used
+    for name, value in chosen.items():
         expected = f"{begun[name]!r}, with which the run was begun"
         check(value == begun[name], name, expected, repr(value))
     samples = load_dataset(facts["data"]).samples.to(device)
     return _Training(trainer, samples, facts, arguments)
 
 
-def _given(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
-    """The fields of a configuration that the command line sets."""
-    values = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(config)}
-    return {name: value for name, value in values.items() if value is not None}
+def _check_options_belong_to(model: str, arguments: argparse.Namespace) -> None:
+    """An option of another kind of model would go unnoticed."""
+    score = _fields(ScoreModelConfig) | _fields(TrainingConfig)
+    flow = {"alpha"} | _fields(FlowTrainingConfig)
+    everything = score | flow | {"depth", *FLOW_OPTIONS}
+    accepted = score if model == SCORE else flow | flow_defaults(model).keys()
+    if model != SCORE and isinstance(flow_defaults(model).get("hidden"), list):
+        accepted.add("depth")
+    for name in sorted(everything - accepted):
+        value = getattr(arguments, name, None)
+        check(value is None, name, f"no such option with --model {model}", value)
+
+
+def _fields(config: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}
 
 
 def _state_path(out: Path) -> Path:
@@ -159,7 +218,7 @@ class _Training:
 
     def __init__(
         self,
-        trainer: ScoreTrainer,
+        trainer: Trainer,
         samples: torch.Tensor,
         facts: dict[str, str],
         arguments: argparse.Namespace,
@@ -173,11 +232,12 @@ class _Training:
         trainer, saved = self.trainer, time.monotonic()
         total = trainer.config.steps
         with ProgressReport("training", total, "steps", done=trainer.step) as progress:
-            while trainer.step < total and not requests and time.monotonic() < self.stop_time:
+            while not trainer.finished and not requests and time.monotonic() < self.stop_time:
                 loss = trainer.train_step(self.samples)
                 save = time.monotonic() - saved > self.arguments.save_every
-                if save or requests or trainer.step % STEPS_PER_REPORT == 0 or trainer.step == total:
-                    progress.advance(trainer.step - progress.done, loss=self._finite(loss))
+                if save or requests or trainer.step % STEPS_PER_REPORT == 0 or trainer.finished:
+                    count = trainer.step - progress.done
+                    progress.advance(count, loss=self._finite(loss), **trainer.details)
                 if save:
                     self.save()
                     saved = time.monotonic()

@@ -10,7 +10,7 @@ from bench.case import OURS, Case, Workload
 def make_case():
     """Builds the case y = 2x with the given providers; `calls` records who ran."""
 
-    def make(calls=None, bars=(), ceilings=None, own_noise=(), **providers):
+    def make(calls=None, bars=(), ceilings=None, own_values=(), **providers):
         x = torch.linspace(-1, 1, 64)
         named = {OURS: lambda x: x + x, "eager": lambda x: 2 * x} | providers
 
@@ -28,7 +28,7 @@ def make_case():
                 reference=lambda dtype: 2 * x.to(dtype),
                 bytes=2 * x.nbytes,
                 ceilings=ceilings or {},
-                own_noise=own_noise,
+                own_values=own_values,
             )
 
         return Case("fake", "double", "64 numbers", build, cpu_bars=bars)

@@ -73,7 +73,7 @@ def test_a_wrong_or_missing_competitor_is_reported_without_a_time(make_case):
 
 
 def test_competitors_with_noise_of_their_own_are_not_compared(make_case):
-    result = run(make_case(noisy=lambda x: torch.randn_like(x), own_noise=("noisy",)))
+    result = run(make_case(noisy=lambda x: torch.randn_like(x), own_values=("noisy",)))
     assert "noisy" in result["providers"]
 
 

@@ -15,7 +15,7 @@ CHECK = """
 import importlib, pkgutil, sys
 import torch, genssl_fast
 assert "site-packages" in genssl_fast.__file__, genssl_fast.__file__
-optional = {"safetensors", "rich", "PIL", "sklearn", "matplotlib", "triton"}
+optional = {"safetensors", "rich", "PIL", "sklearn", "matplotlib", "triton", "nflows", "normflows", "zuko"}
 for module in pkgutil.walk_packages(genssl_fast.__path__, "genssl_fast."):
     if module.name in ("genssl_fast._cpu", "genssl_fast._cuda"):  # loaded by PyTorch, not imported
         continue
@@ -26,8 +26,11 @@ for module in pkgutil.walk_packages(genssl_fast.__path__, "genssl_fast."):
 genssl_fast.random_normal((2, 3), seed=0)
 table = genssl_fast.CoefficientTable.from_rows([dict(noise=1.0)])
 genssl_fast.sampler_step(torch.zeros(2, 3), torch.zeros(2, 3), table, 0, seed=0)
+genssl_fast.rational_quadratic_spline(torch.zeros(2, 3), torch.zeros(2, 3, 11))
+genssl_fast.flows.MAF(3, layers=1, hidden=(8,)).sample(2, seed=0)
 genssl_fast.time_embedding(torch.rand(2), 8)
 found = genssl_fast._library.implementations()
+del found["planar_root"]  # PyTorch solves it
 assert all(row["CPU"].startswith("C++") for row in found.values()), found
 print("complete")
 """

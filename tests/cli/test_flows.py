@@ -1,0 +1,192 @@
+"""`genssl-fast train`, `sample` and `likelihood` with normalizing flows."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from genssl_fast.checkpoint import load_checkpoint
+from genssl_fast.data import Scale, load_dataset
+from genssl_fast.flow_model import FlowModel, FlowModelConfig
+from genssl_fast.flows import FLOWS
+
+TRAINING = ("--steps", 4, "--batch", 8, "--validate-every", 2, "--threads", 1)
+SMALL = {
+    "nice": ("--layers", 2, "--hidden", 8),
+    "realnvp": ("--layers", 2, "--hidden", 8, "--depth", 1, "--dropout", 0.5),
+    "spline": ("--layers", 2, "--hidden", 8, "--bins", 4),
+    "maf": ("--layers", 2, "--hidden", 8),
+    "iaf": ("--layers", 2, "--hidden", 8),
+    "glow": ("--scales", 1, "--steps-per-scale", 2, "--hidden", 4),
+    "planar": ("--layers", 2),
+    "made": ("--hidden", 8),
+}
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Images [40, 1, 4, 4] of 8 bits."""
+    path = tmp_path / "images.npy"
+    np.save(path, np.random.RandomState(0).randint(0, 256, (40, 1, 4, 4), dtype=np.uint8))
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """An untrained flow of digits whose samples and likelihoods depend on its weights."""
+    options = {"layers": 2, "hidden": [8]}
+    config = FlowModelConfig((1, 8, 8), "realnvp", options, num_levels=17, scale=Scale(0, 16))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = FlowModel(config).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save(tmp_path / "flow.safetensors")
+    return tmp_path / "flow.safetensors"
+
+
+@pytest.mark.parametrize("model", FLOWS)
+def test_every_flow_is_trained_sampled_and_evaluated(run, data, tmp_path, model):
+    out, samples = tmp_path / "flow.safetensors", tmp_path / "samples.npy"
+    result = run("train", "--model", model, "--data", data, "--out", out, *TRAINING, *SMALL[model])
+    assert result.code == 0, result.err
+    assert re.search(r"trained for 4 steps; validation \d+\.\d+$", result.out.strip())
+    config = load_checkpoint(out).config
+    assert config["model"]["flow"] == model
+    assert config["model"]["num_levels"] == 256
+    assert config["training"]["validate_every"] == 2
+
+    result = run("sample", "--checkpoint", out, "--count", 12, "--out", samples, "--batch", 5)
+    assert result.code == 0, result.err
+    drawn = np.load(samples)
+    assert drawn.shape == (12, 1, 4, 4)
+    np.testing.assert_allclose(drawn, drawn.round().clip(0, 255), atol=1e-4)
+
+    result = run("likelihood", "--checkpoint", out, "--data", data)
+    assert result.code == 0, result.err
+    assert "40 samples, log-likelihood -" in result.out
+    assert 6 < float(re.search(r"(\d+\.\d+) bits per dimension", result.out)[1]) < 12
+
+
+def test_options_become_the_arguments_of_the_flow(run, data, tmp_path):
+    out = tmp_path / "flow.safetensors"
+    command = ("train", "--model", "realnvp", "--data", data, "--out", out, *TRAINING, "--alpha", 0.01)
+    options = ("--layers", 3, "--hidden", 8, "--depth", 3, "--dropout", 0.25, "--linear", "--no-actnorm")
+    assert run(*command, *options).code == 0
+    model = load_checkpoint(out).config["model"]
+    expected = {"layers": 3, "hidden": [8, 8, 8], "dropout": 0.25, "linear": True, "actnorm": False}
+    assert model["options"] == expected
+    assert model["alpha"] == 0.01
+
+
+def test_stopped_run_goes_on_as_if_nothing_had_happened(run, data, tmp_path):
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    command = ("train", "--model", "realnvp", "--data", data, *TRAINING, *SMALL["realnvp"])
+    assert run(*command, "--out", whole).code == 0
+    result = run(*command, "--out", stopped, "--minutes", 1e-9)
+    assert "--resume" in result.out
+    assert run("train", "--resume", "--out", stopped, *SMALL["realnvp"]).code == 0
+    tensors, expected = (load_checkpoint(path).tensors for path in (stopped, whole))
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--model", "nice"), "model: expected 'realnvp', with which the run was begun, got 'nice'"),
+        (("--hidden", 9), r"hidden: expected \[8\], with which the run was begun, got \[9\]"),
+        (("--depth", 2), r"hidden: expected \[8\], with which the run was begun, got \[8, 8\]"),
+        (("--alpha", 0.2), "alpha: expected 0.05, with which the run was begun, got 0.2"),
+        (("--patience", 3), "patience: expected 10, with which the run was begun, got 3"),
+        (("--process", "ve"), "process: expected no such option with --model realnvp, got ve"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(run, data, tmp_path, options, message):
+    out = tmp_path / "flow.safetensors"
+    command = ("train", "--model", "realnvp", "--data", data, "--out", out, *TRAINING)
+    assert run(*command, *SMALL["realnvp"]).code == 0
+    result = run("train", "--resume", "--out", out, *options)
+    assert result.code == 1
+    assert re.search(message, result.err)
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("score", ("--layers", 3)),
+        ("score", ("--patience", 3)),
+        ("nice", ("--bins", 4)),
+        ("made", ("--layers", 3)),
+        ("maf", ("--dropout", 0.1)),
+        ("glow", ("--depth", 2)),
+        ("spline", ("--blocks", 2)),
+    ],
+)
+def test_options_of_other_models_are_refused(run, data, tmp_path, model, options):
+    result = run("train", "--model", model, "--data", data, "--out", tmp_path / "a.safetensors", *options)
+    assert result.code == 1
+    name = options[0].removeprefix("--")
+    assert f"{name}: expected no such option with --model {model}, got {options[1]}" in result.err
+
+
+def test_samples_are_those_of_the_model_whatever_the_batch(run, checkpoint, tmp_path):
+    expected = FlowModel.load(checkpoint).sample(20, seed=3).numpy()
+    for batch in (20, 7, 1):
+        out = tmp_path / f"{batch}.npy"
+        command = ("sample", "--checkpoint", checkpoint, "--count", 20, "--seed", 3, "--out", out)
+        assert run(*command, "--batch", batch).code == 0
+        np.testing.assert_array_equal(np.load(out), expected)
+
+
+def test_sampler_options_are_refused_for_flows(run, checkpoint, tmp_path):
+    command = ("sample", "--checkpoint", checkpoint, "--count", 2, "--out", tmp_path / "a.npy")
+    for name, value in (("sampler", "ddim"), ("steps", 5), ("backend", "eager")):
+        result = run(*command, f"--{name}", value)
+        assert result.code == 1
+        assert f"{name}: expected no such option for {checkpoint}, which is a flow" in result.err
+
+
+def test_samples_that_are_not_finite_are_reported(run, checkpoint, tmp_path, monkeypatch):
+    drawn = torch.full((2, 1, 8, 8), math.nan)
+    monkeypatch.setattr(FlowModel, "sample", lambda self, count, **_: drawn)
+    result = run("sample", "--checkpoint", checkpoint, "--count", 2, "--out", tmp_path / "a.npy")
+    assert result.code == 1
+    assert "samples: expected finite numbers, got NaN or infinity in 0 to 1" in result.err
+
+
+def test_likelihood_is_that_of_the_model(run, checkpoint, tmp_path):
+    dataset = load_dataset("digits:test")
+    digits = dataset.scale.restore(dataset.samples)
+    model = FlowModel.load(checkpoint)
+    expected = (model.log_prob(digits, seed=5) + model.log_prob(digits, seed=6)) / 2
+    out = tmp_path / "new folder" / "log_prob.npy"
+    command = ("likelihood", "--checkpoint", checkpoint, "--data", "digits:test", "--out", out)
+    result = run(*command, "--seed", 5, "--draws", 2, "--batch", 100)
+    assert result.code == 0, result.err
+    np.testing.assert_allclose(np.load(out), expected.numpy(), rtol=1e-4)
+    mean = float(expected.mean())
+    assert f"digits:test: 360 samples, log-likelihood {mean:.1f}"[:-1] in result.out
+    assert f"{-mean / 64 / math.log(2):.3f}"[:-1] in result.out
+
+
+def test_likelihood_of_bad_input_takes_one_line(run, checkpoint, tmp_path):
+    (tmp_path / "file").touch()
+    digits = ("--data", "digits:test")
+    for arguments, message in (
+        (("--checkpoint", checkpoint, "--data", "moons"), "shape [1, 8, 8], like those of the checkpoint"),
+        (("--checkpoint", tmp_path / "none", *digits), "no such file"),
+        (("--checkpoint", checkpoint, *digits, "--out", tmp_path / "file" / "a.npy"), "can be written"),
+    ):
+        result = run("likelihood", *arguments)
+        assert result.code == 1
+        assert message in result.err.splitlines()[-1]
+        assert "Traceback" not in result.err

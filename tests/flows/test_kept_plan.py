@@ -1,0 +1,176 @@
+"""When a flow runs by its compiled plan: the same results, and never stale ones."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from genssl_fast import nn
+from genssl_fast._library import native_module
+from genssl_fast.flows import Flow, FlowGMM
+from tests.flows.models import FLOWS, PLANNED, build, samples
+
+pytestmark = pytest.mark.skipif(native_module is None, reason="no compiled library")
+
+
+def planned(name="spline", **options):
+    return build(FLOWS[name], (1, 5), **options)
+
+
+def eager(flow, x, context=None):
+    """Noise, log-determinant and density by the layers' own operations."""
+    with torch.enable_grad():
+        return *(t.detach() for t in flow.transform(x, context)), flow.log_prob(x, context).detach()
+
+
+def without_gradients(flow, x, context=None):
+    with torch.no_grad():
+        return *flow.transform(x, context), flow.log_prob(x, context)
+
+
+def plan_of(flow):
+    with torch.no_grad():
+        return flow._plan()
+
+
+@pytest.mark.parametrize("context_features", [0, 3])
+@pytest.mark.parametrize("name", PLANNED)
+def test_plan_and_layers_agree(name, context_features):
+    flow, x = planned(name, context_features=context_features), samples(7, 1, 5)
+    context = samples(7, 3, seed=2) if context_features else None
+    assert plan_of(flow) is not None
+    for compiled, own in zip(without_gradients(flow, x, context), eager(flow, x, context)):
+        torch.testing.assert_close(compiled, own, rtol=1e-9, atol=1e-9)
+    drawn, log_prob = flow.sample_and_log_prob(7, seed=0, context=context)
+    for compiled, own in zip((drawn, log_prob), flow.rsample_and_log_prob(7, seed=0, context=context)):
+        torch.testing.assert_close(compiled, own.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_samples_have_the_same_bits_in_every_batch():
+    flow = planned(dtype=torch.float32)
+    whole = flow.sample(37, seed=1)
+    parts = [flow.sample(n, seed=1, first_sample=i) for i, n in ((0, 1), (1, 20), (21, 16))]
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(flow.train().sample(37, seed=1), whole)
+
+
+def test_other_flows_have_no_plan():
+    assert plan_of(planned("maf")) is None
+    assert plan_of(planned().bfloat16()) is None
+    assert plan_of(Flow(2, [nn.Planar(2)])) is None
+    assert planned()._plan() is None  # gradients are recorded
+
+
+def test_mixture_of_classes():
+    flow, x = FlowGMM(planned("realnvp"), 3).double(), samples(7, 1, 5)
+    assert plan_of(flow) is not None
+    for compiled, own in zip(without_gradients(flow, x), eager(flow, x)):
+        torch.testing.assert_close(compiled, own)
+    assert flow.sample(4, seed=0).shape == (4, 1, 5)
+
+
+def change_in_place(flow):
+    with torch.no_grad():
+        flow.layers[-1].network.layers[0].bias.add_(1.0)
+    return flow
+
+
+def replace_parameter(flow):
+    linear = flow.layers[-1].network.layers[0]
+    linear.bias = torch.nn.Parameter(linear.bias.detach() + 1)
+    return flow
+
+
+def replace_layer(flow):
+    flow.layers[0] = nn.Permutation([4, 2, 0, 1, 3])
+    return flow
+
+
+def add_layer(flow):
+    flow.layers.append(nn.Permutation([4, 2, 0, 1, 3]))
+    return flow
+
+
+def add_hook(flow):
+    flow.layers[0].register_forward_hook(lambda module, inputs, output: (2 * output[0], output[1]))
+    return flow
+
+
+def load_state(flow):
+    flow.load_state_dict({name: 1.1 * p.detach() for name, p in flow.named_parameters()}, strict=False)
+    return flow
+
+
+CHANGES = {
+    "in place": change_in_place,
+    "parameter": replace_parameter,
+    "layer": replace_layer,
+    "another layer": add_layer,
+    "hook": add_hook,
+    "state": load_state,
+    "copy": lambda flow: change_in_place(copy.deepcopy(flow)),
+    "pickle": lambda flow: change_in_place(pickle.loads(pickle.dumps(flow))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_are_noticed(change):
+    flow, x = planned(), samples(4, 1, 5)
+    before = without_gradients(flow, x)
+    changed = CHANGES[change](flow)
+    after = without_gradients(changed, x)
+    assert not torch.equal(after[0], before[0])
+    for compiled, own in zip(after, eager(changed, x)):
+        torch.testing.assert_close(compiled, own, rtol=1e-9, atol=1e-9)
+
+
+def test_functional_call_uses_the_given_parameters():
+    flow, x = planned(), samples(4, 1, 5)
+    given = {name: 1.1 * value.detach() for name, value in flow.named_parameters()}
+    before = without_gradients(flow, x)[0]
+    with torch.no_grad():
+        z, _ = torch.func.functional_call(_Transform(flow), {f"flow.{k}": v for k, v in given.items()}, (x,))
+    assert not torch.equal(z, before)
+    assert torch.equal(without_gradients(flow, x)[0], before)
+    flow.load_state_dict(given, strict=False)
+    torch.testing.assert_close(without_gradients(flow, x)[0], z)
+
+
+class _Transform(torch.nn.Module):
+    def __init__(self, flow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x):
+        return self.flow.transform(x)
+
+
+def test_training_mode_runs_the_layers():
+    flow, x = planned("realnvp", dropout=0.5).train(), samples(50, 1, 5)
+    first, second = (without_gradients(flow, x)[0] for _ in range(2))
+    assert not torch.equal(first, second)  # dropout acts
+
+
+def test_transforms_and_duals_run_the_layers():
+    flow, x = planned(), samples(4, 1, 5)
+    with torch.no_grad():
+        _, tangent = torch.func.jvp(flow.log_prob, (x,), (torch.ones_like(x),))
+        mapped = torch.func.vmap(lambda row: flow.log_prob(row[None])[0])(x)
+    (score,) = torch.autograd.grad(flow.log_prob(x.requires_grad_()).sum(), x)
+    torch.testing.assert_close(tangent, score.flatten(1).sum(1))
+    torch.testing.assert_close(mapped, flow.log_prob(x).detach())
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda flow: flow.log_prob(torch.zeros(2, 5).double()), r"x: expected shape \[B, \*\[1, 5\]\]"),
+        (lambda flow: flow.inverse(torch.zeros(2, 5).double()), r"z: expected shape \[B, \*\[1, 5\]\]"),
+        (lambda flow: flow.sample(2, context=torch.zeros(2, 1).double()), "context: expected None"),
+        (lambda flow: flow.sample(-1), "n: expected at least 0, got -1"),
+    ],
+)
+def test_bad_input(run, message):
+    with pytest.raises(ValueError, match=message), torch.no_grad():
+        run(planned())
