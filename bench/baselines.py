@@ -1,6 +1,7 @@
 """How competitors are written: helpers shared by the families."""
 
 import functools
+import logging
 from collections.abc import Callable
 
 import torch
@@ -14,13 +15,15 @@ def lazily(prepare: Callable[[], Callable]) -> Callable:
     return lambda: prepared()()
 
 
-def compiled(function: Callable, mode: str = "default") -> Callable:
-    """`torch.compile` for the shapes of the case alone."""
+def compiled(function: Callable, mode: str = "default", fullgraph: bool = True) -> Callable:
+    """`torch.compile` for the shapes of the case alone; without `fullgraph` for code that breaks graphs."""
+    if not fullgraph:
+        torch._logging.set_logs(dynamo=logging.ERROR)  # it explains every break at length
     from torch._inductor import config, select_algorithm
 
     select_algorithm.PRINT_AUTOTUNE = False
     config.max_autotune_report_choices_stats = False
-    return torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
+    return torch.compile(function, mode=mode, fullgraph=fullgraph, dynamic=False)
 
 
 def film(embedding: Tensor, weights) -> tuple[Tensor, Tensor]:

@@ -29,9 +29,9 @@ class Workload:
 
     `providers` maps a name to a call; `OURS` is among them. `reference(dtype)` computes the
     specification in that precision: the gate compares ours with it in float64. The others must
-    agree with it to three digits, unless `own_noise` names them because they draw random numbers of
-    their own. `whole_loop` marks a call that launches many kernels: on a GPU it is timed
-    by the wall clock, launches included.
+    agree with it to three digits, unless `own_values` names them because they draw random numbers or
+    have a parameterization of their own. `whole_loop` marks a call that launches many kernels: on a GPU
+    it is timed by the wall clock, launches included.
     """
 
     providers: dict[str, Callable[[], object]]
@@ -39,7 +39,7 @@ class Workload:
     bytes: int = 0
     flops: int = 0
     ceilings: dict[str, Ceiling] = field(default_factory=dict)
-    own_noise: tuple[str, ...] = ()
+    own_values: tuple[str, ...] = ()
     whole_loop: bool = False
 
 

@@ -122,7 +122,7 @@ def ddpm(device, shape):
         reference=step_reference(x, output, table),
         bytes=4 * x.nbytes,
         ceilings=ceilings.stream([x, output], 2),
-        own_noise=tuple(competitors),
+        own_values=tuple(competitors),
     )
 
 
@@ -179,7 +179,7 @@ def langevin(device):
         reference=run_reference,
         bytes=3 * x.nbytes,
         ceilings=ceilings.stream([x, score], 1),
-        own_noise=tuple(competitors),
+        own_values=tuple(competitors),
     )
 
 

@@ -24,7 +24,7 @@ def workload(device, shape, distribution, ours, **competitors) -> Workload:
         reference=lambda dtype: random_values(distribution, shape, SEED, 0, 0, device).to(dtype),
         bytes=4 * math.prod(shape),
         ceilings=ceilings.stream([], 1, shape) if device == "cpu" else ceilings.copy(4 * math.prod(shape)),
-        own_noise=tuple(competitors),
+        own_values=tuple(competitors),
     )
 
 

@@ -177,7 +177,7 @@ def euler_maruyama_workload(device: str, batch: int) -> Workload:
         reference=reference,
         flops=flops,
         ceilings=ceilings.micro_kernel(flops, 128, device) if batch > 1 else {},
-        own_noise=tuple(competitors),
+        own_values=tuple(competitors),
         whole_loop=True,
     )
 
@@ -204,6 +204,6 @@ def digits_workload(device: str, count: int, steps: int) -> Workload:
         reference=reference,
         flops=flops,
         ceilings=ceilings.micro_kernel(flops, weights.w.shape[-1], device),
-        own_noise=tuple(competitors),
+        own_values=tuple(competitors),
         whole_loop=True,
     )

@@ -1,9 +1,10 @@
 """Which cases exist, and which of them a command asks for."""
 
-from bench import integrate, random, score
+from bench import causal, coupling, integrate, random, score
 from bench.case import Case
 
-FAMILIES = {family.name: family for family in (random.cases, integrate.cases, score.cases)}
+MODULES = (random, integrate, score, coupling, causal)
+FAMILIES = {module.cases.name: module.cases for module in MODULES}
 
 
 def select(names: list[str], match: str | None, device: str) -> list[Case]:
