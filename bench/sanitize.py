@@ -5,6 +5,7 @@ import torch
 import genssl_fast
 from bench.sampling import euler_maruyama_table
 from bench.score import random_weights
+from genssl_fast.flows import MAF
 
 
 def main() -> None:
@@ -15,6 +16,8 @@ def main() -> None:
         for t in (torch.tensor(0.5, device="cuda"), torch.rand(batch, device="cuda")):
             assert genssl_fast.film_mlp(x, t, weights).isfinite().all()
         assert genssl_fast.film_mlp_sample(x, weights, table, seed=0).isfinite().all()
+        maf = MAF(dim, layers=2, hidden=(hidden, hidden)).cuda()
+        assert maf.sample(batch, seed=0).isfinite().all()
     torch.cuda.synchronize()
 
 

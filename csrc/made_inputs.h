@@ -53,9 +53,9 @@ struct MADETransform {
 
 struct MADEInputs {
   Tensors weights, biases;
-  std::vector<std::vector<int64_t>> degrees;  // of the input and the hidden layers
-  Integers width;                             // of the input, the hidden layers and the parameters
-  int64_t activated, skips;                   // a bit for every layer
+  Tensors degrees;           // of the input and the hidden layers
+  Integers width;            // of the input, the hidden layers and the parameters
+  int64_t activated, skips;  // a bit for every layer
   Activation activation;
   MADETransform transform;
 
@@ -97,9 +97,7 @@ struct MADEInputs {
     check_shape(degree, "degrees", {columns});
     weights.push_back(as_contiguous(weight));
     biases.push_back(as_contiguous(bias));
-    const Tensor kept = as_contiguous(degree);
-    const auto* values = static_cast<const int64_t*>(kept.const_data_ptr());
-    degrees.emplace_back(values, values + columns);
+    degrees.push_back(as_contiguous(degree));
     width.push_back(rows);
   }
 };
@@ -108,7 +106,8 @@ struct MADEInputs {
 template <class T>
 class MADEArrays {
  public:
-  explicit MADEArrays(const MADEInputs& inputs) : inputs_(inputs), schedule_(inputs.degrees) {
+  explicit MADEArrays(const MADEInputs& inputs)
+      : inputs_(inputs), degrees_(values_of(inputs.degrees)), schedule_(degrees_) {
     for (size_t i = 0; i < inputs.weights.size(); ++i) add_matrix(i);
     for (size_t i = 0; i < inputs.width.size(); ++i) {
       offset_.push_back(offset_.back() + inputs.width[i]);
@@ -143,13 +142,22 @@ class MADEArrays {
   }
 
  private:
+  static std::vector<Integers> values_of(const Tensors& degrees) {
+    std::vector<Integers> values;
+    for (const Tensor& degree : degrees) {
+      const auto* first = static_cast<const int64_t*>(degree.const_data_ptr());
+      values.emplace_back(first, first + degree.numel());
+    }
+    return values;
+  }
+
   void add_matrix(size_t i) {
     const bool is_last = i + 1 == inputs_.weights.size();
     weights_.push_back(static_cast<const T*>(inputs_.weights[i].const_data_ptr()));
     biases_.push_back(static_cast<const T*>(inputs_.biases[i].const_data_ptr()));
     bias_stride_.push_back(inputs_.biases[i].dim() == 2 ? inputs_.width[i + 1] : 0);
     if (inputs_.skips >> i & 1) {
-      STD_TORCH_CHECK(i > 0 && !is_last && inputs_.degrees[i + 1] == inputs_.degrees[i - 1],
+      STD_TORCH_CHECK(i > 0 && !is_last && degrees_[i + 1] == degrees_[i - 1],
                       "skips: expected layer ", i, " to have the degrees of what it adds");
     }
     const auto &rows = schedule_.end[i + 1], &columns = schedule_.end[i];
@@ -162,6 +170,7 @@ class MADEArrays {
   }
 
   const MADEInputs& inputs_;
+  std::vector<Integers> degrees_;
   MADESchedule schedule_;
   std::vector<const T*> weights_, biases_;
   std::vector<const int64_t*> order_, end_;

@@ -23,6 +23,10 @@ REGISTERS = {
     ("film_branch", "16"): 224,
     ("film_branch", "32"): 255,
     ("pack_mlps", None): 64,
+    ("made_inverse", "8"): 128,
+    ("made_inverse", "32"): 128,
+    ("made_order", None): 64,
+    ("made_pack", None): 64,
 }
 STATIC_SHARED_BYTES = 0  # launchers count on all of it
 
@@ -62,7 +66,7 @@ LIBRARY = ROOT / "genssl_fast/_cuda.so"
 @pytest.mark.skipif(not LIBRARY.is_file(), reason="_cuda.so is not built")
 def test_library_loads_without_cuda_and_registers_its_operations():
     """It is loaded by importing genssl_fast, here on a machine that may have no GPU."""
-    for operation in ("film_mlp", "film_mlp_sample"):
+    for operation in ("film_mlp", "film_mlp_sample", "made_inverse"):
         assert genssl_fast._library.implementations()[operation]["CUDA"] == "CUDA C++"
     undefined = subprocess.run(
         ["nm", "-D", "--undefined-only", LIBRARY], capture_output=True, text=True, check=True
