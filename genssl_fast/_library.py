@@ -27,6 +27,7 @@ INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
 
 _python_kernels: dict[tuple[str, str], str] = {}
 _operations: list[str] = []
+_left_to_pytorch: set[str] = set()
 
 
 def _check_requested_isa() -> None:
@@ -63,7 +64,12 @@ def instruction_set() -> str | None:
 
 
 def define(
-    schema: str, *, reference: Callable, fake: Callable, tags=(torch.Tag.pt2_compliant_tag,)
+    schema: str,
+    *,
+    reference: Callable,
+    fake: Callable,
+    tags=(torch.Tag.pt2_compliant_tag,),
+    has_kernels: bool = True,
 ) -> Callable:
     """Defines a private operation and returns its overload.
 
@@ -71,12 +77,15 @@ def define(
         schema: as for ``torch.library``; the name starts with an underscore.
         reference: runs wherever no kernel is registered.
         fake: shapes and dtypes of the outputs.
+        has_kernels: False where PyTorch's own are all that it needs, and the reference is what runs.
     """
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=tags)
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"genssl_fast::{name}", fake, lib=LIBRARY)
     _operations.append(name)
+    if not has_kernels:
+        _left_to_pytorch.add(name)
     return getattr(torch.ops.genssl_fast, name).default
 
 
@@ -95,6 +104,8 @@ def implement_triton(name: str, module: str, function: str) -> None:
 def implementations() -> dict[str, dict[str, str]]:
     """For every public operation, which implementation runs on each device.
 
+    `"reference"` is one that lacks its kernel, `"PyTorch"` one that needs none.
+
     Example:
         >>> import genssl_fast
         >>> sorted(genssl_fast._library.implementations()["random"])
@@ -107,6 +118,8 @@ def implementations() -> dict[str, dict[str, str]]:
 
 
 def _implementation(name: str, device: str) -> str:
+    if name in _left_to_pytorch:
+        return "PyTorch"
     if (name, device) in _python_kernels:
         return _python_kernels[name, device]
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key

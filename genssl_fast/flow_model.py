@@ -1,22 +1,19 @@
 """A normalizing flow together with all that training, sampling and likelihoods need to know about it."""
 
 import math
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genssl_fast._checks import check_choice
-from genssl_fast.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from genssl_fast.checkpointed_model import CheckpointedModel
 from genssl_fast.data import Scale
 from genssl_fast.flows import FLOWS
 from genssl_fast.preprocessing import Preprocessing
 
 __all__ = ["FlowModel", "FlowModelConfig"]
-
-KIND = "flow_model"
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class FlowModelConfig:
         object.__setattr__(self, "scale", Scale(*self.scale))
 
 
-class FlowModel(nn.Module):
+class FlowModel(CheckpointedModel):
     """A flow on preprocessed data: log-likelihoods and samples are in units of the data.
 
     Arguments:
@@ -59,39 +56,13 @@ class FlowModel(nn.Module):
         torch.Size([3])
     """
 
+    KIND = "flow_model"
+    CONFIG = FlowModelConfig
+
     def __init__(self, config: FlowModelConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.preprocessing = Preprocessing(config.shape, config.num_levels, config.alpha)
         self.flow = FLOWS[config.flow](config.shape, **config.options)
-
-    @classmethod
-    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> "FlowModel":
-        """Reads a checkpoint that :meth:`save` or `genssl-fast train` wrote, ready for use.
-
-        Raises:
-            CheckpointError: If the file is not a whole checkpoint of a flow.
-        """
-        return cls.from_checkpoint(load_checkpoint(path), path).to(device).eval()
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, path: str | Path) -> "FlowModel":
-        kind = checkpoint.config.get("kind")
-        if kind != KIND:
-            raise CheckpointError(f"checkpoint: expected a {KIND}, got {kind!r} in {path}")
-        try:
-            model = cls(FlowModelConfig(**checkpoint.config["model"]))
-            model.load_state_dict(checkpoint.tensors)
-        except (TypeError, ValueError, RuntimeError, KeyError) as error:
-            raise CheckpointError(
-                f"checkpoint: expected weights that fit their configuration, got {path} ({error})"
-            ) from error
-        return model
-
-    def save(self, path: str | Path, **facts: Any) -> None:
-        """Writes weights and configuration; `facts` are kept beside them, such as how it was trained."""
-        config = {"kind": KIND, "model": asdict(self.config), **facts}
-        save_checkpoint(path, self.state_dict(), config)
 
     @torch.no_grad()
     def fit(self, samples: Tensor, *, seed: int) -> None:

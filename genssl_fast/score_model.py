@@ -1,15 +1,13 @@
 """A score network together with all that training and sampling need to know about it."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from genssl_fast._checks import check, check_choice
-from genssl_fast.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from genssl_fast.checkpointed_model import CheckpointedModel
 from genssl_fast.data import Scale
 from genssl_fast.diffusion import VESDE, VPSDE, SubVPSDE, sample
 from genssl_fast.diffusion.objectives import ddpm_loss, denoising_score_matching
@@ -20,7 +18,6 @@ __all__ = ["PROCESSES", "WEIGHTINGS", "ScoreModel", "ScoreModelConfig"]
 
 PROCESSES = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
 WEIGHTINGS = ("prediction", "simple", "likelihood")
-KIND = "score_model"
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class ScoreModelConfig:
         object.__setattr__(self, "scale", Scale(*self.scale))
 
 
-class ScoreModel(nn.Module):
+class ScoreModel(CheckpointedModel):
     """A :class:`genssl_fast.nn.FilmMLP` and its process, trained on data in [-1, 1].
 
     Arguments:
@@ -65,9 +62,11 @@ class ScoreModel(nn.Module):
         torch.Size([2, 1, 8, 8])
     """
 
+    KIND = "score_model"
+    CONFIG = ScoreModelConfig
+
     def __init__(self, config: ScoreModelConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.process = PROCESSES[config.process]()
         self.network = FilmMLP(
             shape=config.shape,
@@ -78,33 +77,9 @@ class ScoreModel(nn.Module):
             time_scale=1000.0,
         )
 
-    @classmethod
-    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> "ScoreModel":
-        """Reads a checkpoint that :meth:`save` or `genssl-fast train` wrote.
-
-        Raises:
-            CheckpointError: If the file is not a whole checkpoint of a score model.
-        """
-        return cls.from_checkpoint(load_checkpoint(path), path).to(device)
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, path: str | Path) -> "ScoreModel":
-        kind = checkpoint.config.get("kind")
-        if kind != KIND:
-            raise CheckpointError(f"checkpoint: expected a {KIND}, got {kind!r} in {path}")
-        try:
-            model = cls(ScoreModelConfig(**checkpoint.config["model"]))
-            model.network.load_state_dict(checkpoint.tensors)
-        except (TypeError, RuntimeError, KeyError) as error:
-            raise CheckpointError(
-                f"checkpoint: expected weights that fit their configuration, got {path} ({error})"
-            ) from error
-        return model
-
-    def save(self, path: str | Path, **facts: Any) -> None:
-        """Writes weights and configuration; `facts` are kept beside them, such as how it was trained."""
-        config = {"kind": KIND, "model": asdict(self.config), **facts}
-        save_checkpoint(path, self.network.state_dict(), config)
+    @property
+    def _saved(self) -> nn.Module:
+        return self.network
 
     def loss(self, x0: Tensor, *, weighting: str = "prediction", seed: int, step: int) -> Tensor:
         """The training objective at data [B, *shape] in [-1, 1].

@@ -10,7 +10,7 @@ from genssl_fast.score_model import ScoreModel
 
 __all__ = ["load_model"]
 
-KINDS = {"score_model": ScoreModel, "flow_model": FlowModel}
+KINDS = {model.KIND: model for model in (ScoreModel, FlowModel)}
 
 
 def load_model(path: Path, device: torch.device) -> ScoreModel | FlowModel:

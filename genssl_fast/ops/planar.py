@@ -14,6 +14,7 @@ raw_planar_root = define(
     "_planar_root(Tensor target, Tensor slope, Tensor b) -> Tensor",
     reference=reference.coupling.bisected_planar_root,
     fake=lambda target, slope, b: torch.empty_like(target),
+    has_kernels=False,
 )
 
 

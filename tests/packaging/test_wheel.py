@@ -30,8 +30,7 @@ genssl_fast.rational_quadratic_spline(torch.zeros(2, 3), torch.zeros(2, 3, 11))
 genssl_fast.flows.MAF(3, layers=1, hidden=(8,)).sample(2, seed=0)
 genssl_fast.time_embedding(torch.rand(2), 8)
 found = genssl_fast._library.implementations()
-del found["planar_root"]  # PyTorch solves it
-assert all(row["CPU"].startswith("C++") for row in found.values()), found
+assert all(row["CPU"].startswith(("C++", "PyTorch")) for row in found.values()), found
 print("complete")
 """
 
