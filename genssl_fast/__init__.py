@@ -1,6 +1,6 @@
 """Compiled kernels for generative and self-supervised learning in PyTorch."""
 
-from genssl_fast import nn, reference
+from genssl_fast import diffusion, flows, integrations, nn, reference
 from genssl_fast._random import Stream, step_counter
 from genssl_fast._version import __version__
 from genssl_fast.accelerate import AccelerationReport, accelerate
@@ -10,6 +10,7 @@ from genssl_fast.ops.coefficient_table import CoefficientTable
 from genssl_fast.ops.film_mlp_plan import FilmMLPPlan
 from genssl_fast.ops.film_mlp_sample import film_mlp_sample
 from genssl_fast.ops.flow_layers import (
+    AutoregressiveLayer,
     CouplingLayer,
     ElementwiseLayer,
     LinearLayer,
@@ -31,6 +32,7 @@ from genssl_fast.ops.transforms import AffineTransform, SplineTransform
 __all__ = [
     "AccelerationReport",
     "AffineTransform",
+    "AutoregressiveLayer",
     "CoefficientTable",
     "CouplingLayer",
     "ElementwiseLayer",
@@ -48,9 +50,12 @@ __all__ = [
     "actnorm",
     "affine_coupling",
     "affine_parameters",
+    "diffusion",
     "film_mlp",
     "film_mlp_sample",
+    "flows",
     "gaussian_mixture_log_prob",
+    "integrations",
     "invertible_linear",
     "invertible_linear_weight",
     "langevin_step",

@@ -24,6 +24,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from genssl_fast._autocast import without_autocast
 from genssl_fast._library import LIBRARY
 
 __all__ = ["differentiable", "forbid_derivatives", "rules_by_autograd"]
@@ -49,6 +50,7 @@ def differentiable(op, *, backward: Callable, jvp: Callable, save_outputs: bool 
     def apply(*args):
         if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
             if torch.compiler.is_compiling():
+                _check_traceable()
                 return _dual(op, rules, args)
             flat, structure = tree_flatten(args)
             return transform.apply(structure, *flat)
@@ -141,7 +143,7 @@ class _Rules:
     def __init__(self, op, backward, jvp, save_outputs):
         self.names = [argument.name for argument in op._schema.arguments]
         self.Arguments = namedtuple("Arguments", self.names)  # Dynamo traces it, unlike SimpleNamespace
-        self.backward, self.jvp = _without_autocast(backward), _without_autocast(jvp)
+        self.backward, self.jvp = without_autocast(backward), without_autocast(jvp)
         self.save_outputs = save_outputs
         self.has_lists = any("List" in str(argument.type) for argument in op._schema.arguments)
 
@@ -178,18 +180,6 @@ class _Rules:
         args, outputs = self.saved(ctx)
         found = self.backward(self.named(args), outputs, grads)
         return tuple(_like_argument(found.get(name), arg) for name, arg in zip(self.names, args))
-
-
-def _without_autocast(rule):
-    """The rule in the precision of the operation, which autocast does not touch."""
-
-    def run(inputs, outputs, given):
-        if not torch._C._is_any_autocast_enabled():
-            return rule(inputs, outputs, given)
-        with torch.autocast(inputs[0].device.type, enabled=False):
-            return rule(inputs, outputs, given)
-
-    return run
 
 
 def _register_autograd(op, rules: _Rules, transform) -> None:
@@ -274,6 +264,17 @@ def _transform_function(op, rules: _Rules):
     return Transform
 
 
+@torch.compiler.assume_constant_result
+def _check_traceable() -> None:
+    """Duals inside a gradient make PyTorch fail by internal assertions while it compiles."""
+    kinds = [layer.key().name for layer in torch._C._functorch.get_interpreter_stack() or ()]
+    if "Jvp" in kinds and "Grad" in kinds[kinds.index("Jvp") :]:
+        raise NotImplementedError(
+            "torch.compile of forward over reverse mode, as jvp(grad(f)), jacfwd(grad(f)) or hessian(f): "
+            "nest reverse modes instead, as jacrev(grad(f)), or leave torch.compile out"
+        )
+
+
 def _dual(op, rules: _Rules, args):
     """Operation and jvp on unpacked dual numbers, packed again; what torch.compile can trace."""
     flat, structure = tree_flatten(args)
@@ -299,15 +300,23 @@ def _register_vmap(op) -> None:
         dims = _broadcast_dims(in_dims, args)
 
         def entry(i):
-            taken = [leaf if dim is None else leaf.select(dim, i) for leaf, dim in zip(flat, dims)]
+            taken = [leaf if dim is None else _entry(leaf, dim, i) for leaf, dim in zip(flat, dims)]
             return op(*tree_unflatten(taken, structure))
 
-        results = [entry(i) for i in range(info.batch_size)]
+        results = [entry(i) for i in range(max(info.batch_size, 1))]  # one of zeros tells the shapes of none
         if isinstance(results[0], torch.Tensor):
-            return torch.stack(results), 0
-        return tuple(map(torch.stack, zip(*results))), (0,) * len(results[0])
+            return torch.stack(results)[: info.batch_size], 0
+        stacked = (torch.stack(values)[: info.batch_size] for values in zip(*results))
+        return tuple(stacked), (0,) * len(results[0])
 
     torch.library.register_vmap(op, rule, lib=LIBRARY)
+
+
+def _entry(tensor: torch.Tensor, dim: int, i: int) -> torch.Tensor:
+    """Entry i of a dimension; zeros where it has none."""
+    if tensor.shape[dim]:
+        return tensor.select(dim, i)
+    return tensor.new_zeros(tensor.shape[:dim] + tensor.shape[dim + 1 :])
 
 
 def _broadcast_dims(in_dims, args) -> list:

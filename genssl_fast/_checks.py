@@ -9,7 +9,9 @@ from torch import Tensor
 __all__ = [
     "check",
     "check_choice",
+    "check_count",
     "check_dtype",
+    "check_integer",
     "check_same",
     "check_shape",
     "is_traced",
@@ -30,6 +32,18 @@ def check_choice(argument: str, value, choices: Iterable) -> None:
     choices = list(choices)
     if value not in choices:
         raise ValueError(f"{argument}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_count(argument: str, value, least: int = 0) -> None:
+    """The value must be an integer of at least ``least``."""
+    check_integer(argument, value)
+    check(value >= least, argument, f"at least {least}", value)
+
+
+def check_integer(argument: str, value) -> None:
+    """The value must be an int; a bool is none."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{argument}: expected an integer, got {value!r}")
 
 
 def check_dtype(argument: str, tensor: Tensor, dtypes: Iterable[torch.dtype] = FLOATING) -> None:

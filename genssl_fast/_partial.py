@@ -16,7 +16,6 @@ from genssl_fast._files import replacing, synchronise
 
 __all__ = ["OutputError", "PartialArray"]
 
-DTYPE = np.dtype("<f4")
 SECONDS_BETWEEN_MARKS = 1.0
 SCAN_LENGTH = 1 << 20
 LARGEST_FILE = (1 << 63) - 1
@@ -27,7 +26,7 @@ class OutputError(OSError):
 
 
 class PartialArray:
-    """Samples [count, *shape] in fp32 beside the output they will become.
+    """Samples [count, *shape] in fp32 or fp64 beside the output they will become.
 
     Three files: `<out>.partial` is a `.npy` file of full size, `<out>.partial.done` has one byte per
     sample, 1 once the sample is safely on disk, and `<out>.partial.json` says which run they belong to.
@@ -37,14 +36,16 @@ class PartialArray:
         out: The output.
         count: The number of samples.
         shape: The shape of a sample.
+        dtype: fp32 or fp64.
     """
 
-    def __init__(self, out: Path, count: int, shape: tuple[int, ...]) -> None:
+    def __init__(self, out: Path, count: int, shape: tuple[int, ...], dtype: type = np.float32) -> None:
         self.out, self.count, self.shape = out, count, tuple(shape)
+        self._dtype = np.dtype(dtype).newbyteorder("<")
         self.data_path = out.with_name(out.name + ".partial")
         self._done_path = out.with_name(out.name + ".partial.done")
         self._job_path = out.with_name(out.name + ".partial.json")
-        self._sample_bytes = int(np.prod(self.shape, dtype=np.int64)) * DTYPE.itemsize
+        self._sample_bytes = int(np.prod(self.shape, dtype=np.int64)) * self._dtype.itemsize
         self._unmarked: list[range] = []
 
     def prepare(self, job: dict[str, Any]) -> None:
@@ -117,7 +118,7 @@ class PartialArray:
 
     def write(self, begin: int, values: np.ndarray) -> None:
         """Writes samples; they count as done at the next mark, at most a second or so later."""
-        content = memoryview(np.ascontiguousarray(values, dtype=DTYPE)).cast("B")
+        content = memoryview(np.ascontiguousarray(values, dtype=self._dtype)).cast("B")
         position = self._offset + begin * self._sample_bytes
         while content:
             written = os.pwrite(self._data, content, position)
@@ -137,7 +138,7 @@ class PartialArray:
     def read(self, begin: int, end: int) -> np.ndarray:
         """Samples [end - begin, *shape]."""
         length, position = (end - begin) * self._sample_bytes, self._offset + begin * self._sample_bytes
-        return np.frombuffer(os.pread(self._data, length, position), DTYPE).reshape(-1, *self.shape)
+        return np.frombuffer(os.pread(self._data, length, position), self._dtype).reshape(-1, *self.shape)
 
     def remove(self) -> None:
         """Removes the files; the record of the job goes first, so that no half of them is taken up."""
@@ -146,7 +147,7 @@ class PartialArray:
 
     def _allocate(self) -> None:
         with open(self.data_path, "wb") as file:
-            header = {"descr": DTYPE.str, "fortran_order": False, "shape": (self.count, *self.shape)}
+            header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.count, *self.shape)}
             np.lib.format.write_array_header_1_0(file, header)
             file.flush()
             _reserve(file.fileno(), file.tell() + self.count * self._sample_bytes)

@@ -102,6 +102,50 @@ def test_compiled_gradient_of_a_tangent(network):
     torch.testing.assert_close(compiled(x), torch.func.grad(tangent_norm)(x))
 
 
+@pytest.mark.parametrize(
+    "second",
+    [lambda f, x: torch.func.jvp(torch.func.grad(f), (x,), (x,)), lambda f, x: torch.func.hessian(f)(x)],
+    ids=["jvp", "hessian"],
+)
+def test_compiled_forward_over_reverse_says_what_to_do(second):
+    x = torch.randn(2, 3)
+
+    def energy(x):
+        return genssl_fast.affine_coupling(x, x, x)[0].square().sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: second(energy, x), backend="aot_eager", fullgraph=True)
+    with pytest.raises(Exception, match=r"nest reverse modes instead, as jacrev\(grad\(f\)\)"):
+        compiled(x)
+    torch._dynamo.reset()
+    advised = torch.compile(torch.func.jacrev(torch.func.grad(energy)), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(advised(x), torch.func.hessian(energy)(x))
+
+
+def test_vmap_over_nothing():
+    degrees = genssl_fast.made_degrees(3, [4])
+    sizes = ((4, 3), (6, 4), (4,), (6,))
+    transform = genssl_fast.AffineTransform(layout="interleaved")
+
+    def inverse(x, *weights):
+        network = genssl_fast.MADEWeights(weights[:2], weights[2:])
+        return genssl_fast.made_inverse(x, network, degrees, transform=transform)
+
+    x, parameters = torch.empty(0, 2, 3), torch.empty(0, 2, 3, 11)
+    weights = [torch.empty(0, *size) for size in sizes]
+    for results in (
+        torch.vmap(genssl_fast.affine_coupling)(x, x, x),
+        torch.vmap(genssl_fast.affine_coupling, in_dims=(1, None, None))(
+            torch.empty(2, 0, 3), torch.zeros(2, 3), torch.zeros(2, 3)
+        ),
+        torch.vmap(genssl_fast.rational_quadratic_spline)(x, parameters),
+        torch.vmap(inverse)(x, *weights),
+    ):
+        assert [result.shape for result in results] == [(0, 2, 3), (0, 2)]
+    gradient = torch.func.grad(lambda x: genssl_fast.affine_coupling(x, x, x)[0].sum())
+    assert torch.vmap(gradient)(x).shape == (0, 2, 3)
+
+
 def test_linearize_with_labels(network):
     x, labels = torch.randn(3, 2), torch.tensor([0, 2, 1])
     _, linear = torch.func.linearize(lambda v: network(v, 0.5, labels), x)

@@ -15,70 +15,19 @@
 #include <vector>
 
 #include "csrc/memory.h"
+#include "csrc/native/packed_networks.h"
 #include "csrc/native/parallel.h"
 
 namespace genssl {
 namespace {
 
-// Addresses of matrix and bias, rows (out) and columns (in) of the matrix.
-using LayerAddresses = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t>;
-// Layers, activation, residual.
-using NetworkAddresses = std::tuple<std::vector<LayerAddresses>, std::string, bool>;
 using Columns = std::vector<int64_t>;
 
-const std::map<std::string, Activation> kActivations{
-    {"relu", Activation::relu},        {"leaky_relu", Activation::leaky_relu},
-    {"elu", Activation::elu},          {"silu", Activation::silu},
-    {"tanh", Activation::tanh},        {"sigmoid", Activation::sigmoid},
-    {"softplus", Activation::softplus}};
 const std::map<std::string, Clamp> kClamps{
     {"none", Clamp::none},         {"tanh", Clamp::tanh},
     {"atan", Clamp::atan},         {"sigmoid", Clamp::sigmoid},
     {"softplus", Clamp::softplus}, {"reciprocal_sigmoid", Clamp::reciprocal_sigmoid},
     {"zuko", Clamp::zuko}};
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// Copies of a network's weights: matrices packed into panels, and biases.
-template <class T>
-class PackedNetwork {
- public:
-  PackedNetwork() = default;
-  explicit PackedNetwork(const NetworkAddresses& network)
-      : activation_(kActivations.at(std::get<1>(network))), residual_(std::get<2>(network)) {
-    for (const auto& [weights, bias, columns, depth] : std::get<0>(network)) {
-      T* panels =
-          memory_.emplace_back().reserve(GENSSL_DISPATCH(packed_matrix_size<T>)(columns, depth));
-      matrices_.push_back({pointer<const T>(weights), panels, columns, depth});
-      GENSSL_DISPATCH(pack_matrix<T>)(matrices_.back(), panels);
-      matrices_.back().weights = nullptr;
-      T* copy = memory_.emplace_back().reserve(columns);
-      std::copy_n(pointer<const T>(bias), columns, copy);
-      biases_.push_back(copy);
-    }
-  }
-
-  Perceptron<T> view() const {
-    return {matrices_.data(), biases_.data(), static_cast<int64_t>(matrices_.size()), activation_,
-            residual_};
-  }
-
-  int64_t multiplications() const {
-    int64_t count = 0;
-    for (const Matrix<T>& matrix : matrices_) count += matrix.columns * matrix.depth;
-    return count;
-  }
-
- private:
-  std::vector<AlignedBuffer<T>> memory_;
-  std::vector<Matrix<T>> matrices_;
-  std::vector<const T*> biases_;
-  Activation activation_{};
-  bool residual_ = false;
-};
 
 template <class T>
 class FlowPlan {
@@ -92,6 +41,9 @@ class FlowPlan {
                                        context_features, inverse, network);
     layer.affine = {kClamps.at(clamp), static_cast<T>(limit), static_cast<T>(offset),
                     static_cast<T>(min_scale), shift_first};
+    if (layer.network.matrices[layer.network.num_layers - 1].columns == layer.num_outputs) {
+      layer.affine.clamp = Clamp::additive;
+    }
   }
 
   // bounds: left, right, bottom, top; minima: of width, height and derivative.
@@ -111,6 +63,25 @@ class FlowPlan {
     for (size_t i = 0; i < bounds.size(); ++i) *bound[i] = static_cast<T>(bounds[i]);
     for (size_t i = 0; i < minima.size(); ++i) *minimum[i] = static_cast<T>(minima[i]);
     spline.slope = static_cast<T>(slope);
+  }
+
+  // Makes the last layer, which reads and transforms every column, invertible: its network without
+  // context, and the product that the context adds to the first layer, if any.
+  void add_masked_inverse(const std::vector<Columns>& degrees, const NetworkAddresses& network,
+                          const NetworkAddresses& context) {
+    FlowLayer<T>& layer = layers_.back();
+    const bool is_spline = layer.kind == FlowLayerKind::spline;
+    const int64_t rows = std::get<2>(std::get<0>(network).back());
+    const int64_t parameters = rows / layer.num_outputs;
+    const ElementwiseOptions<T> transform{.is_spline = is_spline,
+                                          .has_scale = !is_spline && parameters == 2,
+                                          .scale_first = false,
+                                          .affine = layer.affine,
+                                          .spline = layer.spline};
+    layer.context_network = keep(context);
+    masked_.push_back(std::make_unique<PackedMADE<T>>(degrees, network, transform, parameters,
+                                                      layer.context_features > 0));
+    layer.masked = masked_.back()->view();
   }
 
   void add_linear(Columns columns, const NetworkAddresses& matrix,
@@ -198,6 +169,7 @@ class FlowPlan {
   std::vector<Columns> kept_columns_;
   std::vector<AlignedBuffer<T>> kept_values_;
   std::vector<std::unique_ptr<PackedNetwork<T>>> networks_;
+  std::vector<std::unique_ptr<PackedMADE<T>>> masked_;
 };
 
 template <class T>
@@ -215,6 +187,8 @@ void bind(pybind11::module_& module, const char* name) {
            py::arg("context_features"), py::arg("inverse"), py::arg("network"), py::arg("bins"),
            py::arg("tails"), py::arg("zuko"), py::arg("bounds"), py::arg("minima"),
            py::arg("slope"))
+      .def("add_masked_inverse", &Plan::add_masked_inverse, py::arg("degrees"), py::arg("network"),
+           py::arg("context"))
       .def("add_linear", &Plan::add_linear, py::arg("columns"), py::arg("matrix"),
            py::arg("inverse_matrix"), py::arg("bias"), py::arg("log_abs_det"))
       .def("add_elementwise", &Plan::add_elementwise, py::arg("columns"), py::arg("shift"),

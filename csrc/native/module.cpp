@@ -13,6 +13,7 @@ ParallelFor& parallel_for_function() {
 }
 
 void bind_ceilings(pybind11::module_& module);
+void bind_contents(pybind11::module_& module);
 void bind_film_mlp_plan(pybind11::module_& module);
 void bind_flow_plan(pybind11::module_& module);
 
@@ -29,6 +30,7 @@ PYBIND11_MODULE(_native, module) {
       },
       "Address of a function with the signature of LibTorch's torch_parallel_for.");
   genssl::bind_ceilings(module);
+  genssl::bind_contents(module);
   genssl::bind_film_mlp_plan(module);
   genssl::bind_flow_plan(module);
 }

@@ -1,11 +1,15 @@
 """Affine normalization by channel."""
 
+import math
+
+import torch
 from torch import Tensor
 
 from genssl_fast import reference
-from genssl_fast._checks import check, check_dtype, check_same, check_shape
+from genssl_fast._checks import check, check_dtype, check_same, check_shape, values_are_checked
+from genssl_fast.reference.integrate import compute_dtype
 
-__all__ = ["actnorm"]
+__all__ = ["actnorm", "check_log_scale"]
 
 
 def actnorm(
@@ -27,7 +31,8 @@ def actnorm(
         times the number of positions of a channel, negative for the inverse.
 
     Raises:
-        ValueError, TypeError: an argument of the wrong shape, dtype or device; the message names it.
+        ValueError, TypeError: an argument of the wrong shape, dtype or device, a scale of 0 or infinity; the
+            message names it. Values are checked on the CPU, and on CUDA under ``GENSSL_CHECK=1``.
 
     References:
         Kingma and Dhariwal, Glow: Generative Flow with Invertible 1x1 Convolutions,
@@ -43,4 +48,15 @@ def actnorm(
     for name, value in (("shift", shift), ("log_scale", log_scale)):
         check_same(name, value, x, "x", shape=False)
         check_shape(name, value, x.shape[1:2], "[C]")
+    if values_are_checked(log_scale):
+        check_log_scale("log_scale", log_scale)
     return reference.coupling.actnorm(x, shift, log_scale, inverse)
+
+
+def check_log_scale(name: str, log_scale: Tensor) -> None:
+    """Neither a scale nor its inverse is 0 or infinite in the dtype that computes it."""
+    dtype = compute_dtype(log_scale.dtype)
+    most = torch.linalg.vector_norm(log_scale.detach(), math.inf).item() if log_scale.numel() else 0.0
+    invertible = most <= math.log(torch.finfo(dtype).max)
+    expected = f"logarithms of scales that {dtype} holds, and their inverses"
+    check(invertible, name, expected, None if invertible else log_scale.tolist())

@@ -7,7 +7,15 @@ from torch import Tensor
 
 from genssl_fast import reference
 from genssl_fast._autograd import differentiable, rules_by_autograd
-from genssl_fast._checks import check, check_choice, check_dtype, check_same, check_shape, values_are_checked
+from genssl_fast._checks import (
+    check,
+    check_choice,
+    check_dtype,
+    check_integer,
+    check_same,
+    check_shape,
+    values_are_checked,
+)
 from genssl_fast._library import define, implement_triton
 from genssl_fast.reference.coupling import CLAMPS
 
@@ -27,6 +35,10 @@ DEFAULTS = {
     "softplus": {"limit": math.inf, "offset": 0.0, "min_scale": 1e-3},
     "zuko": {"limit": -math.log(1e-3)},
 }
+
+
+NEUTRAL = {"limit": 1.0, "offset": 0.0, "min_scale": 0.0}  # where a clamp has no such option
+FLOAT32 = torch.finfo(torch.float32)
 
 
 def _fake(x, *args):
@@ -115,7 +127,7 @@ def affine_coupling(
         inverse: compute :math:`x = (y - t) e^{-s}` from y instead, and the log-determinant of that.
         clamp: how ``log_scale`` is bounded.
         limit: of tanh and atan, by default 2; of zuko, by default −log 1e-3; of softplus, an upper bound of
-            the scale, by default none.
+            the scale, by default none. This and the next two are numbers of fp32.
         offset: of the sigmoids, by default 2; of softplus, by default 0.
         min_scale: at least 0; of sigmoid and softplus by default 1e-3, of reciprocal_sigmoid 0.
         order: ``"scale_shift"``, or ``"shift_scale"`` for :math:`y = (x + t) e^s` (Glow, FlowGMM).
@@ -187,6 +199,7 @@ def _check_tensors(x, shift, log_scale, mask, split) -> None:
         check_same("shift", shift, x, "x")
     else:
         check(mask is None, "mask, split", "at most one of them", "both")
+        check_integer("split", split)
         channels = x.shape[1]
         check(0 < abs(split) < channels, "split", f"from 1 to {channels - 1}, or the negative of it", split)
         part = (x.shape[0], channels - abs(split), *x.shape[2:])
@@ -210,8 +223,12 @@ def checked_options(clamp: str, **given: float | None) -> tuple[float, float, fl
     defaults = DEFAULTS[clamp]
     for name, value in given.items():
         check(value is None or name in defaults, name, f"None with clamp={clamp!r}", value)
+        if value is not None and not isinstance(value, int | float):
+            raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     chosen = defaults | {name: float(value) for name, value in given.items() if value is not None}
-    limit, min_scale = chosen.get("limit", 1.0), chosen.get("min_scale", 0.0)
-    check(limit > 0, "limit", "a positive number", limit)
-    check(min_scale >= 0, "min_scale", "a number of at least 0", min_scale)
-    return limit, chosen.get("offset", 0.0), min_scale
+    limit, offset, min_scale = (chosen.get(name, neutral) for name, neutral in NEUTRAL.items())
+    largest, has_bound = FLOAT32.max, clamp != "softplus" or limit != math.inf
+    check(FLOAT32.tiny <= limit <= largest or not has_bound, "limit", "a positive number of fp32", limit)
+    check(abs(offset) <= largest, "offset", "a finite number of fp32", offset)
+    check(0 <= min_scale <= largest, "min_scale", "a finite number of fp32, at least 0", min_scale)
+    return limit, offset, min_scale

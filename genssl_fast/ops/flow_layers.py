@@ -8,11 +8,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from genssl_fast._checks import check, check_choice, check_same, check_shape
+from genssl_fast.ops.made import MAX_LAYERS, MADEWeights, made_inverse, made_transform
 from genssl_fast.ops.transforms import apply_transform
 from genssl_fast.reference.causal import ACTIVATIONS
 
 __all__ = [
     "ACTIVATIONS",
+    "AutoregressiveLayer",
     "CouplingLayer",
     "ElementwiseLayer",
     "Layer",
@@ -56,6 +58,26 @@ class CouplingLayer(NamedTuple):
     context_features: int = 0
 
 
+class AutoregressiveLayer(NamedTuple):
+    """Every column goes through ``transform``, by parameters that depend on the columns of lower degree.
+
+    The network reads the columns [B, D] and gives D * P numbers, laid out as the transform says. It is masked
+    by ``degrees``, as for :func:`genssl_fast.made`. ``context_weight``: its product with the context is added
+    to the first layer. ``inverse``: as of :class:`CouplingLayer`.
+    """
+
+    degrees: tuple[Tensor, ...]  # int64, of the columns [D] and of the units of every hidden layer
+    network: MLPWeights
+    transform: NamedTuple  # AffineTransform or SplineTransform
+    inverse: bool = False
+    context_weight: Tensor | None = None  # [H_1, C]
+
+    @property
+    def context_features(self) -> int:
+        """C, or 0."""
+        return 0 if self.context_weight is None else self.context_weight.shape[1]
+
+
 class PermutationLayer(NamedTuple):
     """Column i of the result is column ``index[i]`` of the input; int64 [D]."""
 
@@ -81,14 +103,15 @@ class ElementwiseLayer(NamedTuple):
     log_scale: Tensor
 
 
-Layer = CouplingLayer | PermutationLayer | LinearLayer | ElementwiseLayer
+Layer = CouplingLayer | AutoregressiveLayer | PermutationLayer | LinearLayer | ElementwiseLayer
 
 
 def layer_tensors(layer: Layer) -> list[Tensor]:
     """Every tensor of a description."""
-    is_coupling = isinstance(layer, CouplingLayer)
-    fields = [*layer[:2], *layer.network.weights, *layer.network.biases] if is_coupling else layer
-    return [field for field in fields if isinstance(field, Tensor)]
+    if isinstance(layer, Tensor):
+        return [layer]
+    parts = layer if isinstance(layer, tuple) else ()
+    return [tensor for part in parts for tensor in layer_tensors(part)]
 
 
 def first_weight(layers: Sequence[Layer]) -> Tensor:
@@ -102,7 +125,7 @@ def layer_features(layer: Layer) -> int:
     """How many columns the layer acts on."""
     if isinstance(layer, CouplingLayer):
         return len(layer.identity) + len(layer.transformed)
-    return layer[0].shape[-1]
+    return (layer.degrees[0] if isinstance(layer, AutoregressiveLayer) else layer[0]).shape[-1]
 
 
 def check_layers(layers: Sequence[Layer], features: int) -> None:
@@ -122,9 +145,30 @@ def _check_coupling(name: str, layer: CouplingLayer, features: int) -> None:
     check(layer.context_features >= 0, f"{name}.context_features", "at least 0", layer.context_features)
     width = len(layer.identity) + layer.context_features
     check(width > 0, f"{name}.network", "columns or context to read", "none")
-    width, moved = _check_network(f"{name}.network", layer.network, width), len(layer.transformed)
-    x = torch.empty(1, moved, device="meta")
-    apply_transform(layer.transform, x, x.new_empty(1, width))
+    width = _check_network(f"{name}.network", layer.network, width)
+    _check_parameters(layer.transform, len(layer.transformed), width)
+
+
+def _check_autoregressive(name: str, layer: AutoregressiveLayer, features: int) -> None:
+    network, count = layer.network, len(layer.network.weights)
+    width = _check_network(f"{name}.network", network, features)
+    _check_parameters(layer.transform, features, width)
+    check(count <= MAX_LAYERS, f"{name}.network", f"at most {MAX_LAYERS} layers", count)
+    check(len(layer.degrees) == count, f"{name}.degrees", f"{count} tensors", len(layer.degrees))
+    for i, (degrees, weight) in enumerate(zip(layer.degrees, network.weights)):
+        check_shape(f"{name}.degrees[{i}]", degrees, weight.shape[1:], "[units]")
+    if network.residual:
+        same = all(torch.equal(layer.degrees[i], layer.degrees[1]) for i in range(3, count, 2))
+        check(same, f"{name}.degrees", "those of a block's units equal to what is added", "others")
+    if layer.context_weight is not None:
+        shape = len(network.weights[0]), layer.context_features
+        check_shape(f"{name}.context_weight", layer.context_weight, shape, "[H_1, C]")
+
+
+def _check_parameters(transform, features: int, count: int) -> None:
+    """So many numbers for a sample must be the transform's parameters."""
+    x = torch.empty(1, features, device="meta")
+    apply_transform(transform, x, x.new_empty(1, count))
 
 
 def _check_network(name: str, network: MLPWeights, width: int) -> int:
@@ -168,6 +212,7 @@ def _check_elementwise(name: str, layer: ElementwiseLayer, features: int) -> Non
 
 _CHECK = {
     CouplingLayer: _check_coupling,
+    AutoregressiveLayer: _check_autoregressive,
     PermutationLayer: _check_permutation,
     LinearLayer: _check_linear,
     ElementwiseLayer: _check_elementwise,
@@ -213,6 +258,15 @@ def _apply_coupling(layer: CouplingLayer, x, context, inverse):
     return x.index_copy(1, layer.transformed, transformed), log_abs_det
 
 
+def _apply_autoregressive(layer: AutoregressiveLayer, x, context, inverse):
+    weights, biases, activation, residual = layer.network
+    make = MADEWeights.with_residual_blocks if residual else MADEWeights
+    terms = None if layer.context_weight is None else [functional.linear(context, layer.context_weight)]
+    function = made_inverse if inverse != layer.inverse else made_transform
+    network = make(weights, biases, activation)
+    return function(x, network, layer.degrees, transform=layer.transform, context=terms)
+
+
 def _apply_permutation(layer: PermutationLayer, x, context, inverse):
     y = x.index_copy(1, layer.index, x) if inverse else x[:, layer.index]
     return y, x.new_zeros(())
@@ -236,6 +290,7 @@ def _apply_elementwise(layer: ElementwiseLayer, x, context, inverse):
 
 _APPLY = {
     CouplingLayer: _apply_coupling,
+    AutoregressiveLayer: _apply_autoregressive,
     PermutationLayer: _apply_permutation,
     LinearLayer: _apply_linear,
     ElementwiseLayer: _apply_elementwise,

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from genssl_fast._autograd import has_tangent
-from genssl_fast._checks import check, check_same
-from genssl_fast._packing import contiguous, identities
+from genssl_fast._autograd import has_tangent, wants_gradient
+from genssl_fast._checks import check, check_count, check_same
+from genssl_fast._packing import Watch, contiguous
 from genssl_fast._random import check_first_sample
 from genssl_fast.ops.flow_layers import (
+    AutoregressiveLayer,
     CouplingLayer,
     ElementwiseLayer,
     Layer,
@@ -22,6 +24,7 @@ from genssl_fast.ops.flow_layers import (
     layer_features,
     layer_tensors,
 )
+from genssl_fast.ops.flow_methods import FlowMethods
 from genssl_fast.ops.flow_runners import (
     LOG_ABS_DET,
     LOG_PROB,
@@ -29,10 +32,12 @@ from genssl_fast.ops.flow_runners import (
     CompiledFlow,
     EagerFlow,
     Noise,
+    Results,
     flow_runner,
 )
 
 __all__ = [
+    "AutoregressiveLayer",
     "CouplingLayer",
     "ElementwiseLayer",
     "FlowPlan",
@@ -41,31 +46,39 @@ __all__ = [
     "PermutationLayer",
 ]
 
+# From this batch on, comparing all weights with those packed takes less than a fiftieth of a call.
+COMPARE_ALL_FROM = 512
 
-class FlowPlan:
-    """A flow of couplings with multilayer perceptrons, run whole; no derivatives.
+
+class FlowPlan(FlowMethods):
+    """A flow of couplings and autoregressive layers with multilayer perceptrons, run whole; no derivatives.
 
     On the CPU, in fp32 and fp64, every method is one compiled call: blocks of samples stay in cache through
     all layers, weights are kept packed, and a sample has the same bits in every batch and under any number
     of threads. On CUDA the layers are captured once for each batch size as a CUDA graph and replayed.
-    Linear layers are inverted by their inverse matrix, computed in fp64 when the weights are packed.
+    Linear layers are inverted by their inverse matrix, computed in fp64 when the weights are packed,
+    autoregressive ones as by :func:`genssl_fast.made_inverse`. No plan runs convolutions.
 
-    Weights changed in place are noticed by their data pointer and version and packed anew. A change
-    that PyTorch does not count, as through NumPy or by an optimizer with ``fused=True``, and a parameter
-    replaced by another object need :meth:`refresh`. Layers run as in evaluation: without dropout, and
-    normalized by what they have seen. Splines without tails leave entries outside their box as they are.
+    Changed weights are noticed and packed anew: by data pointer and version, at steps of optimizers, and,
+    for what PyTorch does not count, by content, on the CPU. Calls of fewer than 512 samples compare some
+    entries of every tensor, which shows a change of the whole, as of an average by ``.data``. After single
+    entries changed by NumPy or ``.data``, after any such change on CUDA, and when a parameter or an option
+    was replaced by another object, call :meth:`refresh`. Layers run as in evaluation: without dropout,
+    and normalized by what they have seen. Splines without tails leave entries outside their box.
 
     Arguments:
         flow: a module with ``plan_layers()``, such as the coupling flows of :mod:`genssl_fast.flows`, or a
             sequence from data to noise of :class:`genssl_fast.CouplingLayer`,
-            :class:`genssl_fast.PermutationLayer`, :class:`genssl_fast.LinearLayer`,
-            :class:`genssl_fast.ElementwiseLayer` and modules with ``plan_layer()``. A module's ``base``
+            :class:`genssl_fast.AutoregressiveLayer`, :class:`genssl_fast.PermutationLayer`,
+            :class:`genssl_fast.LinearLayer`, :class:`genssl_fast.ElementwiseLayer` and modules with
+            ``plan_layer()``. A module's ``base``
             is the density of the noise, its ``shape`` that of a sample; without, they are a standard
             normal and [D].
 
     Raises:
-        TypeError: a layer that a plan cannot run.
+        TypeError: a layer that a plan cannot run; the message names it and says why.
         ValueError: layers that do not fit each other, a matrix that is singular; the message names it.
+        RuntimeError: a derivative or a transform of ``torch.func`` is asked for.
 
     References:
         Durkan et al., Neural Spline Flows, https://arxiv.org/abs/1906.04032
@@ -80,17 +93,18 @@ class FlowPlan:
 
     def __init__(self, flow: nn.Module | Sequence[Layer | nn.Module]):
         self.flow = flow
-        self.base = getattr(flow, "base", None)
-        self._density_is_compiled = self.base is None or getattr(self.base, "is_standard_normal", False)
-        layers = self._checked_layers()
-        self._features = layer_features(layers[0])
-        self.shape = tuple(getattr(flow, "shape", (self._features,)))
-        self.context_features = max(getattr(layer, "context_features", 0) for layer in layers)
+        layers = self._layers()
+        check(len(layers) > 0, "flow", "at least one layer", 0)
+        _check_kinds(layers)
+        self.shape = tuple(getattr(flow, "shape", (layer_features(layers[0]),)))
         self.refresh()
-        self._runner()
+        self._runner(batch=0)
 
     def refresh(self) -> None:
-        """Looks for the flow's tensors anew, and packs them at the next call."""
+        """Looks for the flow's tensors and its base anew, and packs them at the next call."""
+        self.base = getattr(self.flow, "base", None)
+        # A class derived from the standard normal may have another density.
+        self._density_is_compiled = self.base is None or "is_standard_normal" in vars(type(self.base))
         self._sources = _sources(self.flow)
         self._packed = None
 
@@ -98,88 +112,46 @@ class FlowPlan:
         """Without the packing, which a copy makes for itself."""
         return {**self.__dict__, "_packed": None}
 
-    def transform(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Data to noise.
+    def _map(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        return self._run(inverse, x, context, VALUE | LOG_ABS_DET)[:2]
 
-        Arguments:
-            x: data [B, *shape].
-            context: [B, context_features], or [context_features] for all.
-
-        Returns:
-            noise like ``x``, and the log-determinant [B] of its derivative, in fp32 (fp64 for fp64).
-        """
-        z, log_abs_det, _ = self._run(False, "x", x, context, VALUE | LOG_ABS_DET)
-        return z.view(x.shape), log_abs_det
-
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Noise to data, the inverse of :meth:`transform`, and the log-determinant [B] of its derivative."""
-        x, log_abs_det, _ = self._run(True, "z", z, context, VALUE | LOG_ABS_DET)
-        return x.view(z.shape), log_abs_det
-
-    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-density [B] of data ``x`` [B, *shape], in nats."""
-        if not self._density_is_compiled:
-            z, log_abs_det = self.transform(x, context)
+    def _density(self, x: Tensor, context: Tensor | None) -> Tensor:
+        if self._density_is_compiled:
+            return self._run(False, x, context, LOG_PROB)[2]
+        z, log_abs_det = self._map(x, context, inverse=False)
+        with torch.no_grad():
             return self.base.log_prob(z) + log_abs_det
-        return self._run(False, "x", x, context, LOG_PROB)[2]
 
-    def sample(
-        self,
-        n: int,
-        *,
-        seed: int | Tensor | None = None,
-        first_sample: int = 0,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        """Samples [n, *shape].
-
-        Arguments:
-            n: how many.
-            seed: of the noise; None draws one from PyTorch's default generator.
-            first_sample: number of the first; the noise of a sample depends on seed and number alone.
-            context: [n, context_features], or [context_features] for all.
-        """
-        return self._sample(n, seed, first_sample, context, VALUE)[0]
-
-    def sample_and_log_prob(
-        self,
-        n: int,
-        *,
-        seed: int | Tensor | None = None,
-        first_sample: int = 0,
-        context: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Samples [n, *shape] and their log-densities [n], for the price of the samples."""
-        return self._sample(n, seed, first_sample, context, VALUE | LOG_PROB)
-
-    def _sample(self, n: int, seed, first_sample: int, context, wanted: int) -> tuple[Tensor, Tensor | None]:
-        check(n >= 0, "n", "at least 0", n)
+    @torch.no_grad()
+    def _draw(
+        self, n: int, seed, first_sample: int, context: Tensor | None, with_log_prob: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        check_count("n", n)
         check_first_sample(first_sample)
-        runner = self._runner()
+        runner = self._runner(n)
         if not self._density_is_compiled:
             z = self.base.sample(n, seed=seed, first_sample=first_sample, like=runner.like)
-            x, log_abs_det = self.inverse(z, context)
-            return x, self.base.log_prob(z) - log_abs_det if wanted & LOG_PROB else None
+            x, log_abs_det = self._map(z, context, inverse=True)
+            return x, self.base.log_prob(z) - log_abs_det if with_log_prob else None
         context = self._checked_context(context, n, runner.like)
+        wanted = VALUE | LOG_PROB if with_log_prob else VALUE
         x, _, log_prob = runner(True, Noise(n, seed, first_sample), context, n, wanted)
-        return x.view(n, *self.shape), log_prob
+        return x, log_prob
 
-    def _run(self, inverse: bool, argument: str, x: Tensor, context: Tensor | None, wanted: int):
-        """(result [B, D], log_abs_det [B], log_prob [B]), of which those not wanted may be None."""
-        runner = self._runner()
-        self._check(argument, x, runner.like)
-        context = self._checked_context(context, len(x), runner.like)
-        rows = x.detach().reshape(len(x), self._features).contiguous()
-        return runner(inverse, rows, context, len(x), wanted)
+    def _run(self, inverse: bool, x: Tensor, context: Tensor | None, wanted: int) -> Results:
+        name = "z" if inverse else "x"
+        self._check_shape(name, x)
+        batch = x.shape[0]
+        runner = self._runner(batch)
+        _check_tensor(name, x, runner.like)
+        context = self._checked_context(context, batch, runner.like)
+        return runner(inverse, contiguous(x), context, batch, wanted)
 
-    def _check(self, argument: str, x: Tensor, like: Tensor) -> None:
+    def _check_shape(self, argument: str, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"{argument}: expected a tensor, got {type(x).__name__}")
         if x.ndim == 0 or x.shape[1:] != self.shape:
             raise ValueError(f"{argument}: expected shape [B, *{list(self.shape)}], got {list(x.shape)}")
-        check_same(argument, x, like, "the weights", shape=False)
-        if has_tangent((x,)):
-            raise RuntimeError("FlowPlan has no derivative: call the flow's own methods")
 
     def _checked_context(self, context: Tensor | None, batch: int, like: Tensor) -> Tensor | None:
         features = self.context_features
@@ -190,7 +162,7 @@ class FlowPlan:
         check(features > 0, "context", "None, since no layer reads it", shape)
         shapes = [[batch, features], [features]]
         check(shape in shapes, "context", f"shape [B, {features}] or [{features}]", shape)
-        check_same("context", context, like, "the weights", shape=False)
+        _check_tensor("context", context, like)
         return contiguous(context)
 
     @torch.no_grad()
@@ -202,30 +174,50 @@ class FlowPlan:
             raise TypeError(f"flow: expected a module with plan_layers() or a sequence of layers, got {name}")
         return [layer.plan_layer() if hasattr(layer, "plan_layer") else layer for layer in self.flow]
 
-    def _checked_layers(self) -> list[Layer]:
-        layers = self._layers()
-        check(len(layers) > 0, "flow", "at least one layer", 0)
-        for i, layer in enumerate(layers):
-            if not isinstance(layer, Layer):
-                raise TypeError(f"layers[{i}]: expected a layer description, got {type(layer).__name__}")
-        check_layers(layers, math.prod(getattr(self.flow, "shape", (layer_features(layers[0]),))))
-        return layers
-
-    def _runner(self) -> CompiledFlow | EagerFlow:
-        """What runs the weights as they are now."""
-        key = identities(self._sources)
-        if self._packed is None or self._packed.key != key:
-            originals = [tensor.detach() for tensor in self._sources]
-            self._packed = _Packed(key, flow_runner(self._layers()), originals)
+    def _runner(self, batch: int) -> CompiledFlow | EagerFlow:
+        """What runs the weights as they are now, on this many samples."""
+        everything = batch >= COMPARE_ALL_FROM
+        if self._packed is None or not self._packed.watch.sees_same(self._sources, everything=everything):
+            self._packed = self._pack()
         return self._packed.runner
+
+    def _pack(self) -> "_Packed":
+        watch = Watch(self._sources)
+        with _full_precision(self._sources):
+            layers = self._layers()
+            _check_kinds(layers)
+            check_layers(layers, math.prod(self.shape))
+            self.context_features = max(getattr(layer, "context_features", 0) for layer in layers)
+            return _Packed(watch, flow_runner(layers, self.shape))
 
 
 class _Packed(NamedTuple):
-    """A runner, and the weights it was made from: held, so that no others can take their addresses."""
+    """A runner, and what notices changes of the weights it was made from."""
 
-    key: tuple
+    watch: Watch
     runner: CompiledFlow | EagerFlow
-    originals: list[Tensor]
+
+
+def _full_precision(tensors: list[Tensor]):
+    """Without autocast, which would round matrices that are computed from the weights."""
+    device = tensors[0].device.type if tensors else "cpu"
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def _check_kinds(layers: list) -> None:
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise TypeError(f"layers[{i}]: expected a layer description, got {type(layer).__name__}")
+
+
+def _check_tensor(argument: str, tensor: Tensor, like: Tensor) -> None:
+    """Dtype and device of the weights, and no derivative or transform that would be lost."""
+    check_same(argument, tensor, like, "the weights", shape=False)
+    is_transformed = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    if is_transformed or wants_gradient((tensor,)) or has_tangent((tensor,)):
+        raise RuntimeError(
+            f"{argument}: FlowPlan has no derivative and no transforms of torch.func: call the flow itself"
+        )
 
 
 def _sources(flow) -> list[Tensor]:

@@ -13,10 +13,12 @@ from genssl_fast._packing import address, check_runs_here, contiguous, number
 from genssl_fast._random import Stream, fold_seed, step_counter
 from genssl_fast.ops.affine_coupling import affine_parameters, checked_options
 from genssl_fast.ops.flow_layers import (
+    AutoregressiveLayer,
     CouplingLayer,
     ElementwiseLayer,
     Layer,
     LinearLayer,
+    MLPWeights,
     PermutationLayer,
     apply_layers,
     first_weight,
@@ -26,23 +28,26 @@ from genssl_fast.ops.random import random_normal
 from genssl_fast.ops.rational_quadratic_spline import checked_box
 from genssl_fast.ops.transforms import AffineTransform
 
-__all__ = ["LOG_ABS_DET", "LOG_PROB", "VALUE", "CompiledFlow", "EagerFlow", "Noise", "flow_runner"]
+__all__ = ["LOG_ABS_DET", "LOG_PROB", "VALUE", "CompiledFlow", "EagerFlow", "Noise", "Results", "flow_runner"]
 
 PRIOR = step_counter(Stream.PRIOR, 0)
 MAX_GRAPHS = 16
 # What a call is to compute, added up.
 VALUE, LOG_ABS_DET, LOG_PROB = 1, 2, 4
+# Value [B, *shape], log-determinant [B] and log-density [B]; those not wanted may be None.
+Results = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 @torch.no_grad()
-def flow_runner(layers: list[Layer]) -> "CompiledFlow | EagerFlow":
-    """What runs the layers best where their weights are."""
+def flow_runner(layers: list[Layer], shape: tuple[int, ...]) -> "CompiledFlow | EagerFlow":
+    """What runs the layers best where their weights are, for samples of this shape."""
     layers = [_with_inverse(i, layer) for i, layer in enumerate(layers)]
     like = first_weight(layers)
     if like.device.type == "cuda":
-        return CapturedFlow(layers, like)
+        return CapturedFlow(layers, like, shape)
     check_runs_here("flow", like)
-    return EagerFlow(layers, like) if native_module is None else CompiledFlow(layers, like)
+    kind = EagerFlow if native_module is None else CompiledFlow
+    return kind(layers, like, shape)
 
 
 class Noise(NamedTuple):
@@ -56,21 +61,23 @@ class Noise(NamedTuple):
 class CompiledFlow:
     """Packed copies of the weights in the native module, and calls of it."""
 
-    def __init__(self, layers: list[Layer], like: Tensor):
-        self.like = like.detach()
-        self.features = layer_features(layers[0])
-        orders = _column_orders(layers, self.features)
+    def __init__(self, layers: list[Layer], like: Tensor, shape: tuple[int, ...]):
+        self.like, self.shape = like.detach(), shape
+        features = layer_features(layers[0])
+        orders = _column_orders(layers, features)
         double = like.dtype == torch.float64
         native = native_module.FlowPlanDouble if double else native_module.FlowPlanFloat
-        self.native = native(self.features, orders[-1])
+        self.native = native(features, orders[-1])
         for layer, order in zip(layers, orders):
             _ADD[type(layer)](self.native, layer, order)
 
-    def __call__(self, inverse: bool, x: Tensor | Noise, context: Tensor | None, batch: int, wanted: int):
+    def __call__(
+        self, inverse: bool, x: Tensor | Noise, context: Tensor | None, batch: int, wanted: int
+    ) -> Results:
         drawn = isinstance(x, Noise)
         seed = number(fold_seed(x.seed, self.like.device)) if drawn else 0
         new = self.like.new_empty
-        y = new(batch, self.features) if wanted & VALUE else None
+        y = new((batch, *self.shape)) if wanted & VALUE else None
         log_abs_det = new(batch) if wanted & LOG_ABS_DET else None
         log_prob = new(batch) if wanted & LOG_PROB else None
         self.native.run(
@@ -84,13 +91,18 @@ class CompiledFlow:
 class EagerFlow:
     """The layers in PyTorch."""
 
-    def __init__(self, layers: list[Layer], like: Tensor):
-        self.layers, self.like, self.features = layers, like.detach(), layer_features(layers[0])
+    def __init__(self, layers: list[Layer], like: Tensor, shape: tuple[int, ...]):
+        self.layers, self.like, self.shape = layers, like.detach(), shape
+        self.features = layer_features(layers[0])
 
     @torch.no_grad()
-    def __call__(self, inverse: bool, x: Tensor | Noise, context: Tensor | None, batch: int, wanted: int):
-        x = self.draw(x) if isinstance(x, Noise) else x
-        return self.run(inverse, x, None if context is None else context.expand(batch, -1))
+    def __call__(
+        self, inverse: bool, x: Tensor | Noise, context: Tensor | None, batch: int, wanted: int
+    ) -> Results:
+        x = self.draw(x) if isinstance(x, Noise) else x.reshape(batch, self.features)
+        context = None if context is None else context.expand(batch, -1)
+        y, log_abs_det, log_prob = self.run(inverse, x, context)
+        return y.view(batch, *self.shape), log_abs_det, log_prob
 
     def draw(self, noise: Noise) -> Tensor:
         return random_normal(
@@ -108,8 +120,8 @@ class EagerFlow:
 class CapturedFlow(EagerFlow):
     """The layers in PyTorch as CUDA graphs, one for each direction and batch size."""
 
-    def __init__(self, layers: list[Layer], like: Tensor):
-        super().__init__(layers, like)
+    def __init__(self, layers: list[Layer], like: Tensor, shape: tuple[int, ...]):
+        super().__init__(layers, like, shape)
         self.graphs: dict[tuple, _Graph] = {}
 
     def run(self, inverse: bool, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,9 +177,39 @@ def _column_orders(layers: list[Layer], features: int) -> list[list[int]]:
     return orders
 
 
-def _addresses(layers: list[tuple[Tensor, Tensor]]) -> list[tuple[int, int, int, int]]:
-    """Of each matrix and its bias, which the caller holds; rows and columns of the matrix."""
-    return [(weight.data_ptr(), bias.data_ptr(), *weight.shape) for weight, bias in layers]
+def _addresses(network: MLPWeights) -> tuple[list[tuple[int, int, int, int]], str, bool]:
+    """Of each contiguous matrix and its bias, which the caller holds, with the matrix' rows and columns."""
+    layers = [(w.data_ptr(), b.data_ptr(), *w.shape) for w, b in zip(network.weights, network.biases)]
+    return layers, network.activation, network.residual
+
+
+def _contiguous(network: MLPWeights) -> MLPWeights:
+    weights, biases = (tuple(map(contiguous, tensors)) for tensors in network[:2])
+    return network._replace(weights=weights, biases=biases)
+
+
+def _with_last_rows(network: MLPWeights, rows: Tensor) -> MLPWeights:
+    """The network with its outputs in another order."""
+    weights, biases = ((*tensors[:-1], tensors[-1][rows]) for tensors in network[:2])
+    return network._replace(weights=weights, biases=biases)
+
+
+def _in_pairs(layer: CouplingLayer | AutoregressiveLayer) -> CouplingLayer | AutoregressiveLayer:
+    """The layer with shift and log-scale of an element together."""
+    transform = layer.transform
+    if not isinstance(transform, AffineTransform) or transform.layout in ("interleaved", "shift"):
+        return layer
+    rows = torch.arange(len(layer.network.biases[-1]))[None]
+    pairs = torch.stack(affine_parameters(rows, transform.layout), -1).flatten()
+    return layer._replace(
+        network=_with_last_rows(layer.network, pairs), transform=transform._replace(layout="interleaved")
+    )
+
+
+def _parameter_by_parameter(network: MLPWeights, elements: int) -> MLPWeights:
+    """Outputs [P, elements] instead of [elements, P]."""
+    rows = torch.arange(len(network.biases[-1])).view(elements, -1)
+    return _with_last_rows(network, rows.T.flatten())
 
 
 def _choose(order: list[int], columns: Tensor) -> list[int]:
@@ -175,20 +217,46 @@ def _choose(order: list[int], columns: Tensor) -> list[int]:
 
 
 def _add_coupling(native, layer: CouplingLayer, order: list[int]) -> None:
-    network, transform = layer.network, layer.transform
-    weights, biases = map(contiguous, network.weights), map(contiguous, network.biases)
-    *hidden, last = zip(weights, biases)
-    if isinstance(transform, AffineTransform) and transform.layout not in ("interleaved", "shift"):
-        rows = torch.arange(len(last[0]))[None]
-        pairs = torch.stack(affine_parameters(rows, transform.layout), -1).flatten()
-        last = tuple(tensor[pairs] for tensor in last)
-    layers = [*hidden, last]
+    layer = _in_pairs(layer)
+    transform = layer.transform
+    network = _contiguous(_parameter_by_parameter(layer.network, len(layer.transformed)))
     common = (
         _choose(order, layer.identity), _choose(order, layer.transformed), layer.context_features,
-        layer.inverse, (_addresses(layers), network.activation, network.residual),
+        layer.inverse, _addresses(network),
     )  # fmt: skip
     add = _add_affine if isinstance(transform, AffineTransform) else _add_spline
     add(native, common, transform)
+
+
+def _add_autoregressive(native, layer: AutoregressiveLayer, order: list[int]) -> None:
+    """A coupling that reads and transforms every column, with what its inverse needs."""
+    layer = _in_pairs(layer)
+    columns = torch.arange(len(order))
+    masked = _masked_network(layer)
+    _add_coupling(
+        native,
+        CouplingLayer(columns, columns, masked, layer.transform, layer.inverse, layer.context_features),
+        order,
+    )
+    network, context = _contiguous(layer.network), MLPWeights((), ())
+    if layer.context_weight is not None:
+        context = _contiguous(MLPWeights((layer.context_weight,), network.biases[:1]))
+    degrees = [units.tolist() for units in layer.degrees]
+    native.add_masked_inverse(degrees, _addresses(network), _addresses(context))
+
+
+def _masked_network(layer: AutoregressiveLayer) -> MLPWeights:
+    """The network with its masks applied; it reads the columns and then the context."""
+    network, degrees = layer.network, layer.degrees
+    parameters = len(network.biases[-1]) // len(degrees[0])
+    rows = (*degrees[1:], degrees[0].repeat_interleave(parameters) - 1)
+    masked = [
+        torch.where(units[:, None] >= given, weight, 0.0)
+        for weight, units, given in zip(network.weights, rows, degrees)
+    ]
+    if layer.context_weight is not None:
+        masked[0] = torch.cat([masked[0], layer.context_weight], 1)
+    return network._replace(weights=tuple(masked))
 
 
 def _add_affine(native, common: tuple, transform: AffineTransform) -> None:
@@ -211,10 +279,11 @@ def _add_permutation(native, layer: PermutationLayer, order: list[int]) -> None:
 def _add_linear(native, layer: LinearLayer, order: list[int]) -> None:
     zeros = layer.weight.new_zeros(len(order))
     bias = zeros if layer.bias is None else contiguous(layer.bias)
-    forward = [(contiguous(layer.weight), bias)]
-    inverse = [(contiguous(layer.weight_inverse), zeros)]
-    matrices = ((_addresses(layers), "relu", False) for layers in (forward, inverse))
-    native.add_linear(order, *matrices, bias.data_ptr(), float(layer.log_abs_det))
+    forward = _contiguous(MLPWeights((layer.weight,), (bias,)))
+    inverse = _contiguous(MLPWeights((layer.weight_inverse,), (zeros,)))
+    native.add_linear(
+        order, _addresses(forward), _addresses(inverse), bias.data_ptr(), float(layer.log_abs_det)
+    )
 
 
 def _add_elementwise(native, layer: ElementwiseLayer, order: list[int]) -> None:
@@ -225,6 +294,7 @@ def _add_elementwise(native, layer: ElementwiseLayer, order: list[int]) -> None:
 
 _ADD = {
     CouplingLayer: _add_coupling,
+    AutoregressiveLayer: _add_autoregressive,
     PermutationLayer: _add_permutation,
     LinearLayer: _add_linear,
     ElementwiseLayer: _add_elementwise,

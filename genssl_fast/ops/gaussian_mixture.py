@@ -17,8 +17,8 @@ def gaussian_mixture_log_prob(
     r"""Log-density :math:`\log \sum_k \pi_k N(z; \mu_k, \mathrm{diag}(\sigma_k^2))` of a Gaussian mixture.
 
     The squared distances to all means are one matrix product, in fp64 because the expanded square cancels,
-    so that no [B, K, D] is made (fp64 input makes it). A composite of PyTorch: at 4096×64 with 10 components
-    2.5 times as fast as direct differences and 4 times as fast as ``torch.distributions``.
+    so that no [B, K, D] is made (fp64 input makes it). The densest component of every point, which narrow
+    components would lose digits of, is taken from differences. A composite of PyTorch.
 
     Arguments:
         z: points [B, D], fp32, fp64, bf16 or fp16.
@@ -74,9 +74,20 @@ def _checked_weights(weights: Tensor | None, z: Tensor, means: Tensor) -> Tensor
 
 def component_log_densities(z: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
     """log N(z_b; μ_k, σ_k) in fp64. [B, K]"""
-    dim = z.shape[1]
     z, means, log_scales = z.double(), means.double(), log_scales.double()
-    origin = means.detach().mean(0)  # near the points, which makes the cancellation smaller still
+    expanded = _expanded_log_densities(z, means, log_scales)
+    densest = expanded.detach().argmax(-1)
+    table = log_scales if log_scales.ndim == 2 else log_scales.reshape(-1, 1).expand(len(means), 1)
+    scaled = (z - means[densest]) * torch.exp(-table[densest])
+    exact = -0.5 * (scaled * scaled + math.log(2 * math.pi)) - table[densest]
+    is_densest = torch.arange(len(means), device=z.device) == densest[:, None]
+    return torch.where(is_densest, exact.sum(-1, keepdim=True), expanded)
+
+
+def _expanded_log_densities(z: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+    """The same from |z|² − 2 z·μ + |μ|², which cancels where |z − μ| / |μ| is small. [B, K]"""
+    dim = z.shape[1]
+    origin = means.detach().mean(0)  # near the points, which makes the cancellation smaller
     z, means = z - origin, means - origin
     precision = torch.exp(-2 * log_scales)
     if log_scales.ndim == 2:

@@ -3,13 +3,27 @@
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from genssl_fast._checks import check, check_choice
-from genssl_fast.ops.affine_coupling import LAYOUTS, affine_coupling, affine_parameters
-from genssl_fast.ops.rational_quadratic_spline import rational_quadratic_spline
+from genssl_fast._checks import check, check_choice, check_dtype
+from genssl_fast.ops.affine_coupling import (
+    LAYOUTS,
+    ORDERS,
+    affine_coupling,
+    affine_parameters,
+    checked_options,
+)
+from genssl_fast.ops.rational_quadratic_spline import (
+    MAX_BINS,
+    PARAMETERIZATIONS,
+    check_share,
+    checked_box,
+    rational_quadratic_spline,
+)
+from genssl_fast.reference.coupling import CLAMPS
 
-__all__ = ["AffineTransform", "SplineTransform", "apply_transform", "num_parameters"]
+__all__ = ["AffineTransform", "SplineTransform", "apply_transform", "check_transform", "num_parameters"]
 
 # Knots whose derivative is a parameter, beyond the number of bins.
 FREE_KNOTS = {"linear": -1, "circular": 0, None: 1}
@@ -57,7 +71,53 @@ def num_parameters(transform: AffineTransform | SplineTransform) -> int:
     """
     if isinstance(transform, AffineTransform):
         return 1 if transform.layout == "shift" else 2
+    _check_kind(transform)
     return 2 * transform.bins + _num_derivatives(transform)
+
+
+def check_transform(transform: AffineTransform | SplineTransform) -> None:
+    """A transform whose options are in range, whatever its parameters.
+
+    Raises:
+        ValueError, TypeError: another kind of transform, an option out of range; the message names it.
+
+    Example:
+        >>> from genssl_fast.ops.transforms import SplineTransform, check_transform
+        >>> check_transform(SplineTransform(bins=65))
+        Traceback (most recent call last):
+        ValueError: transform.bins: expected 1 to 64, got 65
+    """
+    _check_kind(transform)
+    check_options = _check_affine if isinstance(transform, AffineTransform) else _check_spline
+    check_options(transform)
+
+
+def _check_kind(transform) -> None:
+    if not isinstance(transform, AffineTransform | SplineTransform):
+        kind = type(transform).__name__
+        raise TypeError(f"transform: expected an AffineTransform or a SplineTransform, got {kind}")
+
+
+def _check_affine(transform: AffineTransform) -> None:
+    clamp, limit, offset, min_scale, layout, order = transform
+    check_choice("transform.clamp", clamp, CLAMPS)
+    check_choice("transform.layout", layout, ("shift", *LAYOUTS))
+    check_choice("transform.order", order, ORDERS)
+    checked_options(clamp, limit=limit, offset=offset, min_scale=min_scale)
+
+
+def _check_spline(transform: SplineTransform) -> None:
+    bins, tails, bound, min_width, min_height, min_derivative, parameterization, slope = transform
+    check(1 <= bins <= MAX_BINS, "transform.bins", f"1 to {MAX_BINS}", bins)
+    check_choice("transform.tails", tails, FREE_KNOTS)
+    check_choice("transform.parameterization", parameterization, PARAMETERIZATIONS)
+    checked_box(bound, tails)
+    if parameterization == "zuko":
+        check(0 < slope < 1, "transform.slope", "a number between 0 and 1", slope)
+        return
+    check_share("transform.min_bin_width", min_width, bins)
+    check_share("transform.min_bin_height", min_height, bins)
+    check(min_derivative > 0, "transform.min_derivative", "a positive number", min_derivative)
 
 
 def apply_transform(
@@ -69,14 +129,15 @@ def apply_transform(
         transform: what to compute.
         x: [B, ...].
         parameters: D * P numbers for each sample of D elements, in the order that the transform says:
-            [B, D * P] or [B, D, P], or any shape that flattens to it.
+            [B, D * P] or [B, D, P], or any shape that flattens to it; 64 bits for both or for neither of
+            ``x`` and these, as a network under autocast gives 16 bits for ``x`` of 32.
         inverse: compute the inverse transform.
 
     Returns:
         y like x, and log|det| [B] of the direction computed.
 
     Raises:
-        ValueError: a wrong number of parameters, or an unknown option.
+        ValueError, TypeError: a wrong number or dtype of parameters, or an unknown option.
 
     Example:
         >>> from genssl_fast.ops.transforms import AffineTransform, apply_transform
@@ -84,24 +145,28 @@ def apply_transform(
         >>> apply_transform(AffineTransform(), torch.ones(1, 2), shifts_and_log_scales)
         (tensor([[2., 3.]]), tensor([0.]))
     """
+    check_dtype("x", x)
+    check_dtype("parameters", parameters)
+    if (x.dtype == torch.float64) != (parameters.dtype == torch.float64):
+        expected = "64 bits for both x and parameters or for neither"
+        raise TypeError(f"parameters: expected {expected}, got {parameters.dtype} and x {x.dtype}")
     count = num_parameters(transform)
     features = math.prod(x.shape[1:])
     expected = f"{features} * {count} numbers for each of {len(x)} samples"
-    check(parameters.shape[0] == len(x), "parameters", expected, f"shape {list(parameters.shape)}")
-    check(
-        parameters[:1].numel() == min(len(x), 1) * features * count,
-        "parameters", expected, f"shape {list(parameters.shape)}",
-    )  # fmt: skip
+    fits = parameters.shape[0] == x.shape[0] and parameters.numel() == x.numel() * count
+    check(fits, "parameters", expected, f"shape {list(parameters.shape)}")
     apply = _apply_affine if isinstance(transform, AffineTransform) else _apply_spline
     return apply(transform, x, parameters, inverse)
 
 
 def _apply_affine(transform: AffineTransform, x, parameters, inverse):
-    shift, log_scale = _shift_and_log_scale(transform.layout, x, parameters)
-    return affine_coupling(
-        x, shift, log_scale, inverse=inverse, clamp=transform.clamp, limit=transform.limit,
+    dtype = torch.promote_types(x.dtype, parameters.dtype)
+    shift, log_scale = _shift_and_log_scale(transform.layout, x, parameters.to(dtype))
+    y, log_abs_det = affine_coupling(
+        x.to(dtype), shift, log_scale, inverse=inverse, clamp=transform.clamp, limit=transform.limit,
         offset=transform.offset, min_scale=transform.min_scale, order=transform.order,
     )  # fmt: skip
+    return y.to(x.dtype), log_abs_det
 
 
 def _shift_and_log_scale(layout: str, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor | None]:

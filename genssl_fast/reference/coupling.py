@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from genssl_fast._autocast import without_autocast
 from genssl_fast.reference.integrate import compute_dtype
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
 CLAMPS = ("none", "tanh", "atan", "sigmoid", "reciprocal_sigmoid", "softplus", "zuko")
 # Tails of splines.
 LINEAR, CIRCULAR = 1, 2
+# A larger logit of a spline's slope counts as this one: squares of slopes stay finite.
+MAX_SLOPE_LOGIT = 2.0**40
 
 
 def affine_coupling(
@@ -139,10 +142,10 @@ def spline_knots(
     """x and y of the K + 1 knots and the slopes there, each [*x.shape, K + 1], from logits."""
     if zuko:
         clip, min_width, min_height = -math.log(slope), 0.0, 0.0
-        widths, heights = (a / (1 + abs(2 * a / clip)) for a in (widths, heights))
+        widths, heights = (a / (1 + abs(a / (clip / 2))) for a in (widths, heights))
         slopes = torch.exp(derivatives / (1 + abs(derivatives / clip)))
     else:
-        slopes = min_derivative + softplus(derivatives)
+        slopes = min_derivative + softplus(derivatives.clamp(max=MAX_SLOPE_LOGIT))
     if tails == LINEAR:
         slopes = functional.pad(slopes, (1, 1), value=1.0)
     elif tails == CIRCULAR:
@@ -168,24 +171,31 @@ def spline_of_knots(argument, x, y, slopes, inverse: bool):
     s = h / w
     change = d0 + d1 - 2 * s
     if inverse:
-        t = _solve_spline(((argument - y0) / h).clamp(0, 1), s, d0, change)
+        t = _solve_spline(((argument - y0) / h).clamp(0, 1), s, d0, d1)
     else:
         t = ((argument - x0) / w).clamp(0, 1)
     u, denominator = t * (1 - t), s + change * t * (1 - t)
     log_slope = 2 * torch.log(s) - 2 * torch.log(denominator)
     log_slope = log_slope + torch.log(d1 * t**2 + 2 * s * u + d0 * (1 - t) ** 2)
     if inverse:
-        return x0 + w * t, -log_slope
-    return y0 + h * (s * t**2 + d0 * u) / denominator, log_slope
+        return _clamped(x0 + w * t, x0, x1), -log_slope
+    return _clamped(y0 + h * (s * t**2 + d0 * u) / denominator, y0, y1), log_slope
 
 
-def _solve_spline(share, s, d0, change):
-    """t in [0, 1] where the curve reaches this share of the bin's height; nothing cancels."""
-    a, b, c = s - d0 + share * change, d0 - share * change, -s * share
-    root = torch.sqrt((b**2 - 4 * a * c).clamp(min=0))
+def _clamped(value, low, high):
+    """The value at most rounding away from [low, high], clamped to it; derivatives as without."""
+    return value + (value.clamp(low, high) - value).detach()
+
+
+def _solve_spline(share, s, d0, d1):
+    """t in [0, 1] where the curve reaches this share e of the bin's height: (s − b) t² + b t = s e.
+
+    With b = g + 2 s e and g = d0 (1 − e) − d1 e, b² + 4 (s − b) s e is g² + 4 s² e (1 − e): nothing cancels.
+    """
+    g, f = d0 * (1 - share) - d1 * share, 2 * s * share
+    b, root = g + f, torch.sqrt(g**2 + 2 * f * s * (1 - share))
     rising = b >= 0
-    t = torch.where(rising, 2 * c, root - b) / torch.where(rising, -b - root, 2 * a)
-    return t.clamp(0, 1)
+    return _clamped(torch.where(rising, f, root - b) / torch.where(rising, b + root, 2 * (s - b)), 0, 1)
 
 
 def rational_quadratic_spline_backward(grad_value, grad_log, x, widths, heights, derivatives, *options):
@@ -248,6 +258,7 @@ def squeeze2d(x: Tensor, factor: int, inverse: bool) -> Tensor:
     return x.reshape(batch, channels * factor**2, height, width)
 
 
+@without_autocast
 def linear_weight(
     lower: Tensor,
     upper: Tensor,
@@ -268,6 +279,7 @@ def linear_weight(
     return weight if permutation is None else weight.index_select(1, permutation)
 
 
+@without_autocast
 def invertible_linear(
     x, lower, upper, log_diagonal, sign, permutation, bias, inverse, weight_inverse
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -295,6 +307,7 @@ def planar(
     dtype = compute_dtype(x.dtype)
     u, w, b, y = (value.to(dtype).contiguous() for value in (u, w, b, x))
     square = (w * w).sum(-1)
+    log_slope = torch.where(square == 0, 0.0, log_of_softplus((w * u).sum(-1), 0.0))
     slope = torch.where(square == 0, 1.0, softplus((w * u).sum(-1)))
     along = (slope - 1 - (w * u).sum(-1)) * torch.where(square == 0, 0.0, 1 / _nonzero(square))
     u = u + along[..., None] * w
@@ -302,7 +315,7 @@ def planar(
     if inverse:
         inner = (solve or planar_root)(inner, slope.expand_as(inner), b.expand_as(inner))
     height = torch.tanh(inner + b)
-    log_abs_det = torch.log(height * height + slope * (1 - height * height))
+    log_abs_det = _log_or(height * height + slope * (1 - height * height), log_slope)
     step = u * height[..., None]
     if inverse:
         return (y - step).to(x.dtype), -log_abs_det
@@ -339,18 +352,20 @@ def radial(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """center + d (r + softplus(beta)) / (r + alpha) with d = x − center, r = |d|."""
     dtype = compute_dtype(x.dtype)
-    center, alpha, rest = center.to(dtype), torch.exp(log_alpha.to(dtype)), softplus(beta.to(dtype))
+    center, log_alpha, beta = (value.to(dtype) for value in (center, log_alpha, beta))
+    alpha, rest = torch.exp(log_alpha), softplus(beta)
     difference = (x.to(dtype) - center).contiguous()
     square = (difference * difference).sum(-1)
     radius = torch.where(square == 0, 0.0, torch.sqrt(_nonzero(square)))
     if inverse:
         radius = _radial_root(radius, alpha, rest)
     stretch = (radius + rest) / (radius + alpha)
-    tangential = torch.log(stretch)
-    radially = torch.log((radius * (radius + 2 * alpha) + alpha * rest) / (radius + alpha) ** 2)
+    log_least = log_of_softplus(beta, 0.0) - log_alpha
+    tangential = _log_or(stretch, log_least)
+    radially = _log_or((radius * (radius + 2 * alpha) + alpha * rest) / (radius + alpha) ** 2, log_least)
     log_abs_det = (x.shape[1] - 1) * tangential + radially
     if inverse:
-        return (center + difference / stretch[..., None]).to(x.dtype), -log_abs_det
+        return (center + difference / _nonzero(stretch)[..., None]).to(x.dtype), -log_abs_det
     return (center + difference * stretch[..., None]).to(x.dtype), log_abs_det
 
 
@@ -388,6 +403,11 @@ def _positions(x: Tensor) -> int:
 def _for_every_sample(value: Tensor, x: Tensor) -> Tensor:
     """[] -> [B]"""
     return value.expand(x.shape[0]).clone()
+
+
+def _log_or(values: Tensor, log_limit: Tensor) -> Tensor:
+    """log(values), and their limit's logarithm where they underflow to zero."""
+    return torch.where(values == 0, log_limit, torch.log(_nonzero(values)))
 
 
 def _nonzero(values: Tensor) -> Tensor:

@@ -161,13 +161,16 @@ class Inversion {
 
  private:
   GENSSL_INLINE bool is_activated(int64_t layer) const { return network_.activated >> layer & 1; }
+  GENSSL_INLINE bool is_multiplied_as_is(int64_t layer) const {
+    return !is_activated(layer) && network_.input_gates[layer] == nullptr;
+  }
 
   // Sums that become values, and what the next matrix multiplies.
   GENSSL_INLINE Plane<T> values(int64_t layer) const {
     return plane(2 * network_.offset[layer], network_.width[layer]);
   }
   GENSSL_INLINE Plane<T> active(int64_t layer) const {
-    if (!is_activated(layer)) return values(layer);
+    if (is_multiplied_as_is(layer)) return values(layer);
     return plane(2 * network_.offset[layer] + network_.width[layer], network_.width[layer]);
   }
   GENSSL_INLINE Plane<T> given() const {
@@ -198,18 +201,33 @@ class Inversion {
     }
   }
   void start_layer(int64_t matrix) {
-    const int64_t group = matrix + 1 == network_.matrices ? network_.parameters : 1;
     const Plane<T> sums = values(matrix + 1);
     const int64_t stride = network_.bias_stride[matrix];
     for (int64_t i = 0; i < network_.width[matrix + 1]; ++i) {
-      const int64_t place = network_.order[matrix + 1][i / group] * group + i % group;
-      const T* bias = network_.biases[matrix] + place;
+      const T* bias = network_.biases[matrix] + place_of(matrix + 1, i);
       for (int vec = 0; vec < VECS; ++vec) Vec<T>(stride ? T(0) : *bias).store(sums.at(i, vec));
       if (stride == 0) continue;
       for_each_sample([&](int vec, int64_t lane, int64_t sample) {
         sums.at(i, vec)[lane] = bias[sample * stride];
       });
     }
+  }
+
+  // Where a layer's unit, the i-th by degree, is given.
+  GENSSL_INLINE int64_t place_of(int64_t layer, int64_t i) const {
+    const int64_t group = layer == network_.matrices ? network_.parameters : 1;
+    return network_.order[layer][i / group] * group + i % group;
+  }
+  // Times the gates [B, units of the layer], where there are any; lanes without a sample give zero.
+  GENSSL_INLINE Vec<T> gated(const T* gates, int64_t layer, int64_t unit, int vec,
+                             Vec<T> value) const {
+    if (gates == nullptr) return value;
+    const int64_t width = network_.width[layer], skipped = vec * Vec<T>::size;
+    const int64_t left = count_ - skipped, lanes = left < Vec<T>::size ? left : Vec<T>::size;
+    const T* first = gates + (first_ + skipped) * width + place_of(layer, unit);
+    T factors[Vec<T>::size] = {};
+    for (int64_t lane = 0; lane < lanes; ++lane) factors[lane] = first[lane * width];
+    return value * Vec<T>::load(factors);
   }
 
   void add_known(int64_t matrix, int64_t block) {
@@ -247,12 +265,25 @@ class Inversion {
     const int64_t begin = network_.end[0][step], end = network_.end[0][step + 1];
     add_own(last, block, begin * group, end * group, network_.end[last][step]);
     const Plane<T> parameters = values(last + 1), y = given();
+    gate_parameters(begin * group, end * group);
     for (int64_t i = begin; i < end; ++i) {
       for (int vec = 0; vec < VECS; ++vec) {
         const Transformed<T> result =
             invert(network_.transform, Vec<T>::load(y.at(i, vec)), parameters.at(i * group, vec));
         store_value(0, i, vec, result.value);
         add_log(vec, result.log_derivative);
+      }
+    }
+  }
+
+  void gate_parameters(int64_t begin, int64_t end) const {
+    const T* gates = network_.output_gates[network_.matrices - 1];
+    if (gates == nullptr) return;
+    const Plane<T> sums = values(network_.matrices);
+    for (int64_t i = begin; i < end; ++i) {
+      for (int vec = 0; vec < VECS; ++vec) {
+        T* sum = sums.at(i, vec);
+        gated(gates, network_.matrices, i, vec, Vec<T>::load(sum)).store(sum);
       }
     }
   }
@@ -264,7 +295,8 @@ class Inversion {
     const Plane<T> sums = values(layer);
     for (int64_t i = begin; i < end; ++i) {
       for (int vec = 0; vec < VECS; ++vec) {
-        Vec<T> value = Vec<T>::load(sums.at(i, vec));
+        Vec<T> value =
+            gated(network_.output_gates[matrix], layer, i, vec, Vec<T>::load(sums.at(i, vec)));
         if (network_.skips >> matrix & 1)
           value = value + Vec<T>::load(values(matrix - 1).at(i, vec));
         store_value(layer, i, vec, value);
@@ -274,10 +306,13 @@ class Inversion {
 
   GENSSL_INLINE void store_value(int64_t layer, int64_t unit, int vec, Vec<T> value) {
     value.store(values(layer).at(unit, vec));
-    if (!is_activated(layer)) return;
-    with_activation(network_.activation, [&]<Activation activation>() GENSSL_INLINE_LAMBDA {
-      activate<activation>(value).store(active(layer).at(unit, vec));
-    });
+    if (is_multiplied_as_is(layer)) return;
+    if (is_activated(layer)) {
+      with_activation(network_.activation, [&]<Activation activation>() GENSSL_INLINE_LAMBDA {
+        value = activate<activation>(value);
+      });
+    }
+    gated(network_.input_gates[layer], layer, unit, vec, value).store(active(layer).at(unit, vec));
   }
 
   // Compensated: a density is a sum over many dimensions.

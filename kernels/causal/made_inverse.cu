@@ -30,7 +30,8 @@ MADEShape make_shape(const MADEInverseArgs<Real>& args) {
     shape.value_plane[layer] = shape.active_plane[layer] = shape.planes;
     shape.planes += units;
     if (is_last) break;
-    if ((args.activated >> layer & 1) && (args.skips >> (layer + 1) & 1)) {
+    const bool is_changed = (args.activated >> layer & 1) || args.input_gates[layer] != nullptr;
+    if (is_changed && (args.skips >> (layer + 1) & 1)) {
       shape.active_plane[layer] = shape.planes;
       shape.planes += units;
     }
@@ -109,6 +110,8 @@ MADEKernelArgs<Real> kernel_args(const MADEInverseArgs<Real>& args, const MADESh
     result.weights[matrix] = args.weights[matrix];
     result.biases[matrix] = args.biases[matrix];
     result.degrees[matrix] = args.degrees[matrix];
+    result.input_gates[matrix] = args.input_gates[matrix];
+    result.output_gates[matrix] = args.output_gates[matrix];
   }
   result.per_sample_biases = args.per_sample_biases;
   result.batch = args.batch;

@@ -1,6 +1,10 @@
 // Inverse of a masked autoregressive transform: y[B, D] -> x[B, D] and log|det dx/dy| [B].
 //
-//   v_0 = x,  v_{l+1} = W_l a_l(v_l) + b_l (+ v_{l-1}),  x_d = transform^-1(y_d; rows d of v_last)
+//   v_0 = x,  v_{l+1} = o_l (W_l (i_l a_l(v_l)) + b_l) (+ v_{l-1}),
+//   x_d = transform^-1(y_d; rows d of v_last)
+//
+// Gates i_l [B, in] and o_l [B, out] are optional. With the slopes of activations for gates, the
+// same recursion solves for derivatives.
 //
 // A unit of degree d sees units of degree <= d of the layer before, the parameters of dimension d
 // units of degree < d. So in the order of degrees each unit is computed once, when all that it sees
@@ -41,6 +45,8 @@ struct MADENetwork {
   const T* const* weights;       // [matrices][out, in] as given
   const T* const* biases;        // [matrices][out] or [B, out] as given
   const int64_t* bias_stride;    // [matrices]: 0 or out
+  const T* const* input_gates;   // [matrices][B, in] as given, or null
+  const T* const* output_gates;  // [matrices][B, out] as given, or null
   int64_t activated, skips;      // a bit for every matrix
   T* packed;
   Activation activation;

@@ -8,7 +8,7 @@
 
 namespace genssl::cuda {
 
-constexpr int kMaxMADELayers = 62;
+constexpr int kMaxMADELayers = 48;
 
 // Arrays on the host of pointers to contiguous tensors on one device.
 template <class Real>
@@ -20,6 +20,8 @@ struct MADEInverseArgs {
   const Real* const* weights;                   // [matrices][out, in]
   const Real* const* biases;                    // [matrices][out] or [B, out]
   const int64_t* const* degrees;                // [matrices][in]
+  const Real* const* input_gates;               // [matrices][B, in] or null
+  const Real* const* output_gates;              // [matrices][B, out] or null
   int64_t activated, skips, per_sample_biases;  // a bit for every matrix
   Activation activation;
   ElementwiseOptions<Real> transform;

@@ -170,11 +170,18 @@ GENSSL_INLINE Vec<double> log1p_of_unit(Vec<double> x) {
   return x;
 }
 
-// With e = e^-2|x|: (1 - e) / (1 + e), the sign restored.
+// With x = n ln(2) / 2 + h, t = tanh(h), p = 2^n: (p - 1 + (p + 1) t) / (p + 1 + (p - 1) t), which
+// rounding does not take past 1, and odd to the last bit. From 9.02 on it is 1.
 GENSSL_INLINE Vec<float> tanh(Vec<float> x) {
-  const Vec<float> minus = expm1(Vec<float>(-2.0f) * abs(x));
-  const Vec<float> result = minus / (minus + Vec<float>(2.0f));
-  return select(x < Vec<float>(0.0f), result, -result);
+  constexpr float kCoefficients[] = {-5.27255577e-2f, 1.3331179e-1f, -3.33333227e-1f};
+  const Vec<float> one(1.0f), bound(9.1f);
+  x = min(max(x, -bound), bound);
+  const Vec<float> n = round(x * Vec<float>(2.88539008f));
+  const Vec<float> h = fma(n, Vec<float>(-0.346573591f), x), square = h * h;
+  const Vec<float> t = fma(h * square, polynomial(square, kCoefficients), h);
+  const Vec<float> power = scale_by_power_of_two(one, n);
+  const Vec<float> less = power - one, more = power + one;
+  return fma(more, t, less) / fma(less, t, more);
 }
 GENSSL_INLINE Vec<double> tanh(Vec<double> x) {
   for (int lane = 0; lane < Vec<double>::size; ++lane) x.value[lane] = ::tanh(x[lane]);

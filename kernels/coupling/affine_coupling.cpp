@@ -146,15 +146,26 @@ struct Tile {
   bool streaming;
 };
 
-// Transforms a tile; returns the sum of its log-derivatives.
+// Transforms a tile; returns the sum of its log-derivatives. Log-scales are bounded in a pass of
+// their own: two short chains of arithmetic leave the processor more registers to overlap than one
+// long chain does.
 template <Clamp clamp, bool inverse, class T>
 GENSSL_INLINE T transform_tile(const AffineOptions<T>& shared_options, Tile<T> tile) {
   const AffineOptions<T> options = shared_options;
+  constexpr Clamp second = bounds_log_scale<clamp> ? Clamp::none : clamp;
+  alignas(64) T bounded[bounds_log_scale<clamp> ? kAffineTile : 1];
+  if constexpr (bounds_log_scale<clamp>) {
+    for_each_register<T>(0, tile.count, [&](auto lanes) GENSSL_INLINE_LAMBDA {
+      lanes.write(bounded, bounded_log_scale<clamp>(options, lanes.read(tile.log_scale)));
+    });
+    tile.log_scale = bounded;
+  }
   Vec<T> total(T(0));
   for_each_register<T>(0, tile.count, [&](auto lanes) GENSSL_INLINE_LAMBDA {
     const Vec<T> x = lanes.read(tile.x), zero(T(0));
     const Vec<T> a = clamp == Clamp::additive ? zero : lanes.read(tile.log_scale);
-    Transformed<T> result = affine_transform<clamp, inverse>(options, x, lanes.read(tile.shift), a);
+    Transformed<T> result =
+        affine_transform<second, inverse>(options, x, lanes.read(tile.shift), a);
     if (tile.mask) {
       const auto transformed = read_mask<T>(tile.mask, lanes);
       result = {select(transformed, result.value, x),

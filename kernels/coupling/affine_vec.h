@@ -24,7 +24,11 @@ GENSSL_INLINE Transformed<T> sigmoid_scale(const AffineOptions<T>& options, Vec<
   return {scale, log(scale)};
 }
 
-// The log-scale of the clamps that bound it, which have no closed form of the scale.
+// Clamps that bound the log-scale, of which the scale is the exponential.
+template <Clamp clamp>
+constexpr bool bounds_log_scale =
+    clamp == Clamp::tanh || clamp == Clamp::atan || clamp == Clamp::zuko;
+
 template <Clamp clamp, class T>
 GENSSL_INLINE Vec<T> bounded_log_scale(const AffineOptions<T>& options, Vec<T> a) {
   const Vec<T> limit(options.limit);

@@ -3,16 +3,19 @@
 // A thread takes its samples in blocks of at most 8 tiles and carries a block through every layer:
 // state, activations and parameters of a block stay in the second level cache, and a panel of
 // weights is read once per block. Elements to transform fill registers across the rows of a block,
-// so that a coupling of few columns, or a single sample, wastes no more lanes than it must; their
-// parameters are transposed in registers. All arithmetic of a sample is that of its own lanes and
-// chains, and its log-determinant is summed in fp64 over layers and columns ascending: the bits do
-// not depend on the batch.
+// so that a coupling of few columns, or a single sample, wastes no more lanes than it must; the
+// network's last layer is packed so that their parameters are registers of lanes already. All
+// arithmetic of a sample is that of its own lanes and chains, and its log-determinant is summed in
+// fp64 over layers and columns ascending: the bits do not depend on the batch.
 //
-// Measured with AVX-512 (limit 117 GFLOP/s a core), 8 spline couplings of 16 columns with 2 x 128
-// hidden units. 4096 samples on two cores: 16.4 ms, of which the micro-kernel takes 12.7 (11.8 at
-// its limit), splines and their parameters 2.3, biases and activations 1.1. One sample: 20 us, its
-// 1.3 MB of weights come from the third level cache. Parameters by pieces of 16 bytes
-// (lane_parameters.h) instead of squares of whole registers: 16.9 to 16.4 ms.
+// Measured with AVX-512 (limit 115 GFLOP/s a core), 8 spline couplings of 16 columns with 2 x 128
+// hidden units, 2048 samples on one core:
+//   parameters transposed, squares of whole registers    17.1 ms
+//   parameters transposed, pieces of 16 bytes            16.5
+//   parameters of a lane where the network writes them   15.7, of which products take 12.3 (11.7 at
+//                                      the limit), splines 1.5, biases and activations 1.1
+// One sample takes 18 us: 1.3 MB of weights come from the third level cache at its 94 GB/s, and
+// fetching them ahead costs 1 to 6 us more.
 #include "kernels/coupling/flow_plan.h"
 
 #include "kernels/common/activation_vec.h"
@@ -27,6 +30,7 @@ namespace {
 
 constexpr double kHalfLog2Pi = 0.91893853320467274178;
 constexpr int kMaxParameters = 3 * kMaxSplineBins + 1;
+constexpr int kMaxMaskedMatrices = 64;
 
 template <class T>
 GENSSL_INLINE int64_t parameters_per_element(const FlowLayer<T>& layer) {
@@ -43,6 +47,7 @@ struct FlowWidths {
     for (int64_t i = 0; i < args.num_layers; ++i) {
       include(args.layers[i].network);
       include(args.layers[i].inverse_network);
+      include(args.layers[i].context_network);
     }
   }
   GENSSL_INLINE void include(const Perceptron<T>& network) {
@@ -57,7 +62,7 @@ struct FlowWidths {
 // Scratch memory of one thread, cut into its parts.
 template <class T>
 struct FlowScratch {
-  T *state, *input, *hidden, *activations, *next, *outputs, *log_derivatives;
+  T *state, *input, *hidden, *activations, *next, *outputs, *log_derivatives, *masked;
   float* noise;
   int64_t stride, output_stride, size;
 
@@ -74,7 +79,16 @@ struct FlowScratch {
     activations = hidden + kMaxBlockRows * stride;
     next = activations + kMaxBlockRows * stride;
     outputs = next + kMaxBlockRows * stride;
-    size = outputs + kMaxBlockRows * output_stride - workspace;
+    masked = outputs + kMaxBlockRows * output_stride;
+    size = masked + larger(Vec<T>::size, masked_size(args)) - workspace;
+  }
+  static int64_t masked_size(const FlowPlanArgs<T>& args) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < args.num_layers; ++i) {
+      const MADENetwork<T>* network = args.layers[i].masked;
+      if (network) most = larger(most, made_inverse_workspace(*network));
+    }
+    return most;
   }
 };
 
@@ -147,6 +161,13 @@ void run_network(const Perceptron<T>& network, int64_t rows, FlowScratch<T>& scr
             scratch.outputs, scratch.output_stride, nullptr);
 }
 
+template <class T>
+GENSSL_INLINE void copy_context(const FlowPlanArgs<T>& args, int64_t features, int64_t sample,
+                                T* target) {
+  if (features == 0) return;
+  memcpy(target, args.context + sample * args.context_stride, features * sizeof(T));
+}
+
 // The layer's columns of the state, then the context.
 template <class T>
 void gather_inputs(const FlowPlanArgs<T>& args, const FlowLayer<T>& layer, int64_t first,
@@ -155,9 +176,7 @@ void gather_inputs(const FlowPlanArgs<T>& args, const FlowLayer<T>& layer, int64
     const T* state = scratch.state + r * args.dim;
     T* input = scratch.input + r * scratch.stride;
     for (int64_t i = 0; i < layer.num_inputs; ++i) input[i] = state[layer.inputs[i]];
-    if (layer.context_features == 0) continue;
-    memcpy(input + layer.num_inputs, args.context + (first + r) * args.context_stride,
-           layer.context_features * sizeof(T));
+    copy_context(args, layer.context_features, first + r, input + layer.num_inputs);
   }
 }
 
@@ -181,21 +200,24 @@ void transform_elements(const FlowPlanArgs<T>& args, const FlowLayer<T>& layer, 
                         FlowScratch<T>& scratch, const Transform& transform) {
   constexpr int size = Vec<T>::size;
   const int64_t columns = layer.num_outputs, count = parameters_per_element(layer);
-  alignas(kVecBytes) T parameters[(kMaxParameters + kPieceSize<T>)*size];
+  alignas(kVecBytes) T parameters[kMaxParameters * size];
   ElementCursor cursor{0, 0};
   for (int64_t first = 0; first < rows * columns; first += size) {
     const int lanes = static_cast<int>(smaller(size, rows * columns - first));
     T* elements[size];
-    const T* begin[size];
-    alignas(kVecBytes) T x[size];
-    for (int lane = 0; lane < size; ++lane) {
+    alignas(kVecBytes) T x[size] = {};
+    LaneRun<T> runs[size];
+    int num_runs = 0;
+    for (int lane = 0; lane < lanes; ++lane) {
+      if (lane == 0 || cursor.column == 0) {
+        const T* row = scratch.outputs + cursor.row * scratch.output_stride;
+        runs[num_runs++] = LaneRun<T>(row + cursor.column, lane);
+      }
       elements[lane] = scratch.state + cursor.row * args.dim + layer.outputs[cursor.column];
-      begin[lane] = scratch.outputs + cursor.row * scratch.output_stride + cursor.column * count;
       x[lane] = *elements[lane];
-      if (lane + 1 < lanes) cursor.advance(columns);
+      cursor.advance(columns);
     }
-    cursor.advance(columns);
-    load_parameters<T>(begin, count, parameters);
+    load_parameters(runs, num_runs, columns, count, parameters);
     const Transformed<T> result = transform(Vec<T>::load(x), parameters);
     for (int lane = 0; lane < lanes; ++lane) *elements[lane] = result.value[lane];
     result.log_derivative.store(scratch.log_derivatives + first);
@@ -231,10 +253,49 @@ void apply_spline(const FlowPlanArgs<T>& args, const FlowLayer<T>& layer, bool i
   });
 }
 
+// scratch.outputs[rows, units] = the biases of a masked network's first layer and the context's
+// part of them.
+template <class T>
+void context_biases(const FlowPlanArgs<T>& args, const FlowLayer<T>& layer, int64_t first,
+                    int64_t rows, FlowScratch<T>& scratch) {
+  const Perceptron<T>& network = layer.context_network;
+  for (int64_t r = 0; r < rows; ++r) {
+    copy_context(args, layer.context_features, first + r, scratch.input + r * scratch.stride);
+  }
+  linear<T>(scratch.input, scratch.stride, rows, network.matrices[0], network.biases[0],
+            scratch.outputs, network.matrices[0].columns, nullptr);
+}
+
+template <class T>
+void invert_masked(const FlowPlanArgs<T>& args, const FlowLayer<T>& layer, int64_t first,
+                   int64_t rows, FlowScratch<T>& scratch, double* log_abs_det) {
+  const int64_t columns = layer.num_outputs;
+  MADEInverseArgs<T> inverse{*layer.masked, scratch.hidden, scratch.activations,
+                             scratch.log_derivatives};
+  const T* biases[kMaxMaskedMatrices];
+  if (layer.context_features > 0) {
+    context_biases(args, layer, first, rows, scratch);
+    memcpy(biases, layer.masked->biases, layer.masked->matrices * sizeof biases[0]);
+    biases[0] = scratch.outputs;
+    inverse.network.biases = biases;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* state = scratch.state + r * args.dim;
+    for (int64_t i = 0; i < columns; ++i) scratch.hidden[r * columns + i] = state[layer.outputs[i]];
+  }
+  made_inverse(inverse, 0, rows, scratch.masked);
+  for (int64_t r = 0; r < rows; ++r) {
+    T* state = scratch.state + r * args.dim;
+    for (int64_t i = 0; i < columns; ++i) state[layer.outputs[i]] = inverse.x[r * columns + i];
+  }
+  add_log_derivatives(rows, 1, scratch.log_derivatives, log_abs_det);
+}
+
 template <class T>
 void apply_coupling(const FlowPlanArgs<T>& args, const FlowLayer<T>& layer, int64_t first,
                     int64_t rows, FlowScratch<T>& scratch, double* log_abs_det) {
   const bool inverse = args.inverse != layer.inverse;
+  if (inverse && layer.masked) return invert_masked(args, layer, first, rows, scratch, log_abs_det);
   gather_inputs(args, layer, first, rows, scratch);
   run_network(layer.network, rows, scratch);
   (layer.kind == FlowLayerKind::spline ? apply_spline<T> : apply_affine<T>)(args, layer, inverse,

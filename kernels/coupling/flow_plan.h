@@ -1,6 +1,8 @@
 // A whole flow: data x[B, dim] to noise z[B, dim], or back, through all its layers.
 //
 //   coupling     y_T = transform(x_T; network(x_I, context)), the other columns stay
+//   masked       a coupling that reads and transforms every column; its inverse is that of
+//                made_inverse.h, whose first bias has the context's product added
 //   linear       y = W x + b
 //   elementwise  y = x e^s + t
 //
@@ -10,6 +12,7 @@
 
 #include <stdint.h>
 
+#include "kernels/causal/made_inverse.h"
 #include "kernels/common/activation.h"
 #include "kernels/common/isa.h"
 #include "kernels/common/matrix.h"
@@ -38,8 +41,10 @@ struct FlowLayer {
   const int64_t *inputs, *outputs;  // columns that the network reads, and those that change
   int64_t num_inputs, num_outputs;
   int64_t context_features;  // that the network reads, after its columns
-  Perceptron<T> network;  // of a coupling: parameters [num_outputs, P]; of a linear layer: itself
+  Perceptron<T> network;  // of a coupling: parameters [P, num_outputs]; of a linear layer: itself
   Perceptron<T> inverse_network;  // of a linear layer, without its bias
+  const MADENetwork<T>* masked;   // of a masked coupling, for its inverse; else null
+  Perceptron<T> context_network;  // of a masked coupling with context: one layer
   AffineOptions<T> affine;        // P = 2: shift, log-scale
   SplineOptions<T> spline;
   const T *shift, *log_scale;  // [num_outputs]: of an elementwise layer; the bias of a linear one

@@ -1,71 +1,36 @@
-// Parameters that lie together for each element, as rows with a lane for each.
+// Parameters of neighbouring elements as rows with a lane for each.
 //
-// A register collects 16 bytes of every fourth (double: second) lane, one load or insertion each;
-// so many registers as 16 bytes have numbers are then transposed within their 16 bytes. Against
-// squares of whole registers this halves the shuffles and rounds the number of parameters up to 4,
-// not 16.
+// A network writes parameter j of element c of its sample at j * elements + c, so that a register
+// of elements reads each parameter by one load from every sample it touches.
 #pragma once
 
 #include "kernels/common/vec.h"
 
 namespace genssl::GENSSL_ISA {
 
+// Lanes from `first` on belong to one sample; lane 0's parameter 0 would lie at `origin`.
 template <class T>
-constexpr int kPieceSize = 16 / static_cast<int>(sizeof(T));
+struct LaneRun {
+  const T* origin;
+  typename Vec<T>::Mask lanes;
 
-// The register of the 16 bytes at begin[0] + offset, begin[kPieceSize] + offset, ...
-template <class T>
-GENSSL_INLINE Vec<T> load_pieces(const T* const* begin, int64_t offset) {
-  const auto piece = [&](int i) {
-    return reinterpret_cast<const float*>(begin[i * kPieceSize<T>] + offset);
-  };
-#if defined(__AVX512F__)
-  __m512 result = _mm512_castps128_ps512(_mm_loadu_ps(piece(0)));
-  result = _mm512_insertf32x4(result, _mm_loadu_ps(piece(1)), 1);
-  result = _mm512_insertf32x4(result, _mm_loadu_ps(piece(2)), 2);
-  result = _mm512_insertf32x4(result, _mm_loadu_ps(piece(3)), 3);
-  return Vec<T>((typename Vec<T>::Native)result);
-#elif defined(__AVX2__)
-  __m256 result = _mm256_castps128_ps256(_mm_loadu_ps(piece(0)));
-  result = _mm256_insertf128_ps(result, _mm_loadu_ps(piece(1)), 1);
-  return Vec<T>((typename Vec<T>::Native)result);
-#else
-  return Vec<T>::load(reinterpret_cast<const T*>(piece(0)));
-#endif
-}
-
-// Transposes kPieceSize registers within their 16 bytes.
-template <class T>
-GENSSL_INLINE void transpose_pieces(Vec<T> (&rows)[kPieceSize<T>]) {
-  constexpr int size = Vec<T>::size;
-#pragma GCC unroll 2
-  for (int block = 1; block < kPieceSize<T>; block *= 2) {
-    typename Vec<T>::Mask low, high;
-    for (int lane = 0; lane < size; ++lane) {
-      low[lane] = (lane & block) ? lane - block + size : lane;
-      high[lane] = (lane & block) ? lane + size : lane + block;
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < kPieceSize<T>; ++i) {
-      if (i & block) continue;
-      const auto upper = rows[i].value, lower = rows[i + block].value;
-      rows[i] = Vec<T>(__builtin_shuffle(upper, lower, low));
-      rows[i + block] = Vec<T>(__builtin_shuffle(upper, lower, high));
-    }
+  GENSSL_INLINE LaneRun() = default;
+  GENSSL_INLINE LaneRun(const T* first_parameter, int first) : origin(first_parameter - first) {
+    for (int lane = 0; lane < Vec<T>::size; ++lane) lanes[lane] = lane >= first ? -1 : 0;
   }
-}
+};
 
-// rows[j] = parameter j of each lane, for `count` rounded up to kPieceSize; a lane's parameters
-// begin at begin[lane].
+// rows[j] = parameter j of each lane. Reads whole registers: the lanes of other samples are loaded
+// too, and dropped.
 template <class T>
-GENSSL_INLINE void load_parameters(const T* const (&begin)[Vec<T>::size], int64_t count, T* rows) {
-  for (int64_t j = 0; j < count; j += kPieceSize<T>) {
-    Vec<T> pieces[kPieceSize<T>];
-#pragma GCC unroll 4
-    for (int i = 0; i < kPieceSize<T>; ++i) pieces[i] = load_pieces<T>(begin + i, j);
-    transpose_pieces<T>(pieces);
-#pragma GCC unroll 4
-    for (int i = 0; i < kPieceSize<T>; ++i) pieces[i].store(rows + (j + i) * Vec<T>::size);
+GENSSL_INLINE void load_parameters(const LaneRun<T>* runs, int num_runs, int64_t elements,
+                                   int64_t count, T* rows) {
+  for (int64_t j = 0; j < count; ++j) {
+    Vec<T> row = Vec<T>::load(runs[0].origin + j * elements);
+    for (int i = 1; i < num_runs; ++i) {
+      row = select(runs[i].lanes, Vec<T>::load(runs[i].origin + j * elements), row);
+    }
+    row.store(rows + j * Vec<T>::size);
   }
 }
 

@@ -19,6 +19,8 @@ namespace genssl {
 constexpr int kMaxSplineBins = 64;
 // Ranges of elements are counted in blocks.
 constexpr int64_t kSplineBlock = 64;
+// A larger logit of a slope counts as this one: squares of slopes stay finite.
+constexpr float kMaxSlopeLogit = 0x1p40f;
 
 // Slopes at the two ends: free; 1; equal, as on a circle.
 enum class Tails { none, linear, circular };

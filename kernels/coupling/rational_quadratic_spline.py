@@ -18,6 +18,7 @@ from .affine_coupling import _sigmoid, _softplus
 NONE = tl.constexpr(0)
 LINEAR = tl.constexpr(1)
 CIRCULAR = tl.constexpr(2)
+MAX_SLOPE_LOGIT = tl.constexpr(2.0**40)  # squares of slopes stay finite
 TILE_ELEMENTS = 1024
 NUM_WARPS = 4
 
@@ -79,27 +80,32 @@ def _slope(
         slope = tl.exp(_clip(logit, rate))
         by_logit = slope * _clip_slope(logit, rate)
     else:
-        slope = min_derivative + _softplus(logit)
-        by_logit = _sigmoid(logit)
+        slope = min_derivative + _softplus(tl.where(logit > MAX_SLOPE_LOGIT, MAX_SLOPE_LOGIT, logit))
+        by_logit = tl.where(logit > MAX_SLOPE_LOGIT, 0.0, _sigmoid(logit))
     return tl.where(free, slope, 1.0), tl.where(free, by_logit, 0.0)
 
 
 @triton.jit
-def _solve(share, s, d0, change):
-    """t in [0, 1] where the curve reaches this share of the bin's height; nothing cancels."""
-    a = s - d0 + share * change
-    b = d0 - share * change
-    c = -s * share
-    square = b * b - 4.0 * a * c
-    root = tl.sqrt(tl.where(square > 0.0, square, 0.0))
+def _solve(share, s, d0, d1):
+    """t in [0, 1] where the curve reaches this share of the bin's height; as in spline_vec.h."""
+    rest = 1.0 - share
+    g = d0 * rest - d1 * share
+    f = 2.0 * (s * share)
+    b = g + f
+    root = tl.sqrt(g * g + f * (2.0 * (s * rest)))
     rising = b >= 0.0
-    return tl.where(rising, 2.0 * c, root - b) / tl.where(rising, -b - root, 2.0 * a)
+    return tl.where(rising, f, root - b) / tl.where(rising, b + root, 2.0 * (s - b))
+
+
+@triton.jit
+def _clamp(a, low, high):
+    a = tl.where(a > high, high, a)
+    return tl.where(a < low, low, a)
 
 
 @triton.jit
 def _unit(a):
-    a = tl.where(a > 1.0, 1.0, a)
-    return tl.where(a < 0.0, 0.0, a)
+    return _clamp(a, 0.0, 1.0)
 
 
 @triton.jit
@@ -153,14 +159,14 @@ def rational_quadratic_spline_kernel(
     d0, _ = _slope(d_source, mask, index, rate, min_derivative, BINS, TAILS, ZUKO)
     d1, _ = _slope(d_source, mask, index + 1, rate, min_derivative, BINS, TAILS, ZUKO)
     if INVERSE:
-        t = _unit(_solve(_unit((argument - y0) / h), s, d0, d0 + d1 - 2.0 * s))
+        t = _unit(_solve(_unit((argument - y0) / h), s, d0, d1))
         _, slope, _, _, _ = _point(t, s, d0, d1)
-        found = x0 + w * t
+        found = _clamp(x0 + w * t, x0, x1)
         logarithm = -tl.log(slope)
     else:
         t = _unit((argument - x0) / w)
         share, slope, _, _, _ = _point(t, s, d0, d1)
-        found = y0 + h * share
+        found = _clamp(y0 + h * share, y0, y1)
         logarithm = tl.log(slope)
     found = tl.where(inside, found, given)
     tl.store(value + elements, found.to(value.dtype.element_ty), mask=mask)
@@ -210,7 +216,7 @@ def rational_quadratic_spline_backward_kernel(
     d0, d0_by_logit = _slope(d_source, mask, index, rate, min_derivative, BINS, TAILS, ZUKO)
     d1, d1_by_logit = _slope(d_source, mask, index + 1, rate, min_derivative, BINS, TAILS, ZUKO)
     change = d0 + d1 - 2.0 * s
-    t = _unit(_solve(_unit((argument - y0) / h), s, d0, change)) if INVERSE else _unit((argument - x0) / w)
+    t = _unit(_solve(_unit((argument - y0) / h), s, d0, d1)) if INVERSE else _unit((argument - x0) / w)
     r, slope, u, v, m = _point(t, s, d0, d1)
 
     rest, middle, uv = 1.0 - t, 1.0 - 2.0 * u, u * v

@@ -29,6 +29,7 @@ struct SplineAt {
   Vec<T> t;
   CurvePoint<T> point;
   CurveSlopes<T> share, log;
+  Vec<T> lower_by_logit, upper_by_logit;  // of the slopes at the bin's ends
   typename Vec<T>::Mask inside;
 
   GENSSL_INLINE SplineAt(const SplineOptions<T>& options, const T* parameters)
@@ -42,9 +43,14 @@ struct SplineAt {
                         : lies_within(argument, options.left, options.right);
     argument = select(at.inside, argument, Vec<T>(INVERSE ? options.bottom : options.left));
     at.bin = find_bin<INVERSE>(options, at.axes, parameters, argument);
-    at.curve = curve_of(options, at.bin);
-    at.t = INVERSE ? solve_curve(at.curve, (argument - at.bin.y0) / at.curve.h)
-                   : clamp_to_unit((argument - at.bin.x0) / at.curve.w);
+    const KnotSlope<T> lower = knot_slope(options, at.bin, 0);
+    const KnotSlope<T> upper = knot_slope(options, at.bin, 1);
+    const Located<T> located =
+        locate<INVERSE>(options, at.axes, at.bin, argument, lower.slope, upper.slope);
+    at.curve = located.curve;
+    at.t = INVERSE ? solve_curve(at.curve, located.share) : located.share;
+    at.lower_by_logit = lower.by_logit;
+    at.upper_by_logit = upper.by_logit;
     at.point = point_of(at.curve, at.t);
     at.find_slopes();
     return at;
@@ -62,48 +68,21 @@ struct SplineAt {
   }
 };
 
-// Derivative of the soft clip of a bin's logit.
-template <class T>
-GENSSL_INLINE Vec<T> bin_logit_slope(const T* logits, int bin, T rate) {
-  const Vec<T> one(T(1));
-  if (rate == T(0)) return one;
-  const Vec<T> logit = Vec<T>::load(logits + bin * Vec<T>::size);
-  const Vec<T> inverse = one / fma(Vec<T>(T(2) * rate), abs(logit), one);
-  return inverse * inverse;
-}
-
-// Of a knot's slope by its logit, given the slope.
-template <class T>
-GENSSL_INLINE Vec<T> slope_logit_slope(const SplineOptions<T>& options, const SplineBin<T>& bin,
-                                       const SplineCurve<T>& curve, int offset) {
-  const Vec<T> logit = offset ? bin.logit1 : bin.logit0, one(T(1)), zero(T(0));
-  Vec<T> slope;
-  if (options.parameterization == SplineParameterization::zuko) {
-    const Vec<T> inverse = one / fma(Vec<T>(clip_rate(options)), abs(logit), one);
-    slope = (offset ? curve.d1 : curve.d0) * inverse * inverse;
-  } else {
-    slope = sigmoid(logit);
-  }
-  if (options.tails != Tails::linear) return slope;
-  return select(bin.index == Vec<T>(T(offset ? options.bins - 1 : 0)), zero, slope);
-}
-
 // Gradients of an axis' logits from those of the knots at the ends of the chosen bin. A softmax:
 // the shares below a knot move it.
 template <class T>
-GENSSL_INLINE void axis_gradients(int bins, const SplineAxis<T>& axis, const T* logits, T rate,
-                                  Vec<T> index, Vec<T> lower, Vec<T> upper, T* gradients) {
-  const Vec<T> both = lower + upper, zero(T(0));
-  const auto to_bin = [&](int k) GENSSL_INLINE_LAMBDA {
-    const Vec<T> bin = Vec<T>(T(k));
-    return select(bin < index, both, select(bin == index, upper, zero));
-  };
-  Vec<T> mean(T(0));
-  for (int k = 0; k < bins; ++k) mean = fma(axis.share[k], to_bin(k), mean);
-  mean = mean / axis.below[bins];
+GENSSL_INLINE void axis_gradients(int bins, const SplineAxis<T>& axis, const AxisBin<T>& bin,
+                                  T rate, Vec<T> index, Vec<T> lower, Vec<T> upper, T* gradients) {
+  const Vec<T> scale = axis.scale.high, both = lower + upper;
+  const Vec<T> mean = fma(bin.below + bin.below_low, both, bin.share * upper) / axis.sum;
+  const Vec<T> above = -mean * scale, inside = (upper - mean) * scale,
+               below = (both - mean) * scale;
   for (int k = 0; k < bins; ++k) {
-    const Vec<T> gradient = axis.share[k] * axis.scale * (to_bin(k) - mean);
-    (gradient * bin_logit_slope(logits, k, rate)).store(gradients + k * Vec<T>::size);
+    const Vec<T> number = Vec<T>(T(k));
+    Vec<T> gradient = select(number < index, below, select(number == index, inside, above));
+    gradient = axis.bin[k].share * gradient;
+    if (rate != T(0)) gradient = gradient * (axis.clip[k] * axis.clip[k]);
+    gradient.store(gradients + k * Vec<T>::size);
   }
 }
 
@@ -144,14 +123,13 @@ GENSSL_INLINE Vec<T> spline_gradient(const SplineOptions<T>& options, Vec<T> arg
 
   const int bins = options.bins, size = Vec<T>::size;
   const T rate = clip_rate(options);
-  axis_gradients(bins, at.axes.x, parameters, rate, at.bin.index, fma(s, to_s, (t - one) * to_t),
+  axis_gradients(bins, at.axes.x, at.bin.x, rate, at.bin.index, fma(s, to_s, (t - one) * to_t),
                  -fma(s, to_s, t * to_t), gradients);
-  axis_gradients(bins, at.axes.y, parameters + bins * size, rate, at.bin.index,
-                 fma(to_y, one - r, -to_s), fma(to_y, r, to_s), gradients + bins * size);
+  axis_gradients(bins, at.axes.y, at.bin.y, rate, at.bin.index, fma(to_y, one - r, -to_s),
+                 fma(to_y, r, to_s), gradients + bins * size);
   const Vec<T> lower = fma(to_share, at.share.d0, to_l * at.log.d0);
   const Vec<T> upper = fma(to_share, at.share.d1, to_l * at.log.d1);
-  slope_gradients(options, at.bin.index, lower * slope_logit_slope(options, at.bin, at.curve, 0),
-                  upper * slope_logit_slope(options, at.bin, at.curve, 1),
+  slope_gradients(options, at.bin.index, lower * at.lower_by_logit, upper * at.upper_by_logit,
                   gradients + 2 * bins * size);
   return select(at.inside, to_argument, to_value);
 }
@@ -163,22 +141,23 @@ struct KnotTangents {
 
 // Tangents of the knots at the ends of the chosen bin.
 template <class T>
-GENSSL_INLINE KnotTangents<T> axis_tangents(int bins, const SplineAxis<T>& axis, const T* logits,
-                                            const T* dlogits, T rate, Vec<T> index) {
+GENSSL_INLINE KnotTangents<T> axis_tangents(int bins, const SplineAxis<T>& axis,
+                                            const AxisBin<T>& bin, const T* dlogits, T rate,
+                                            Vec<T> index) {
   const Vec<T> zero(T(0));
   KnotTangents<T> moved{zero, zero};
-  Vec<T> sum = zero, below = zero, above = zero;
+  Vec<T> sum = zero;
   for (int k = 0; k < bins; ++k) {
     const auto chosen = index == Vec<T>(T(k));
     moved.lower = select(chosen, sum, moved.lower);
-    below = select(chosen, axis.below[k], below);
-    const Vec<T> dlogit = Vec<T>::load(dlogits + k * Vec<T>::size);
-    sum = fma(axis.share[k], dlogit * bin_logit_slope(logits, k, rate), sum);
+    Vec<T> dlogit = Vec<T>::load(dlogits + k * Vec<T>::size);
+    if (rate != T(0)) dlogit = dlogit * (axis.clip[k] * axis.clip[k]);
+    sum = fma(axis.bin[k].share, dlogit, sum);
     moved.upper = select(chosen, sum, moved.upper);
-    above = select(chosen, axis.below[k + 1], above);
   }
-  const Vec<T> mean = sum / axis.below[bins];
-  return {axis.scale * fma(-below, mean, moved.lower), axis.scale * fma(-above, mean, moved.upper)};
+  const Vec<T> mean = sum / axis.sum, below = bin.below + bin.below_low;
+  return {axis.scale.high * fma(-below, mean, moved.lower),
+          axis.scale.high * fma(-(below + bin.share), mean, moved.upper)};
 }
 
 // Tangent of a slope of the bin: the logits' tangents are in rows like `derivatives`.
@@ -192,8 +171,7 @@ GENSSL_INLINE KnotTangents<T> slope_tangents(const SplineOptions<T>& options, co
     moved.lower = select(chosen, slope_logit(options, dderivatives, k), moved.lower);
     moved.upper = select(chosen, slope_logit(options, dderivatives, k + 1), moved.upper);
   }
-  return {moved.lower * slope_logit_slope(options, at.bin, at.curve, 0),
-          moved.upper * slope_logit_slope(options, at.bin, at.curve, 1)};
+  return {moved.lower * at.lower_by_logit, moved.upper * at.upper_by_logit};
 }
 
 // Tangents of value and log-derivative, from those of the argument and of the logits.
@@ -207,9 +185,9 @@ GENSSL_INLINE Transformed<T> spline_tangent(const SplineOptions<T>& options, Vec
   const T rate = clip_rate(options);
   const Vec<T> zero(T(0)), one(T(1)), per_width = one / w, t = at.t;
   const KnotTangents<T> x =
-      axis_tangents(bins, at.axes.x, parameters, dparameters, rate, at.bin.index);
-  const KnotTangents<T> y = axis_tangents(bins, at.axes.y, parameters + bins * size,
-                                          dparameters + bins * size, rate, at.bin.index);
+      axis_tangents(bins, at.axes.x, at.bin.x, dparameters, rate, at.bin.index);
+  const KnotTangents<T> y =
+      axis_tangents(bins, at.axes.y, at.bin.y, dparameters + bins * size, rate, at.bin.index);
   const KnotTangents<T> d = slope_tangents(options, at, dparameters + 2 * bins * size);
 
   const Vec<T> ds = fma(-s, x.upper - x.lower, y.upper - y.lower) * per_width;

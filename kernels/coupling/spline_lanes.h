@@ -64,7 +64,7 @@ struct LaneOffsets {
 
   GENSSL_INLINE LaneOffsets(const SplineLanes& lanes, const SplineRows& rows) {
     int64_t outer = 0, inner = lanes.index;
-    if (rows.outer_stride != 0) {
+    if (lanes.index >= rows.inner) {
       outer = lanes.index / rows.inner;
       inner = lanes.index % rows.inner;
     }
@@ -189,6 +189,22 @@ GENSSL_INLINE void transpose_loaded(Vec<float> (&rows)[kBlockColumns]) {
 // looks ahead.
 constexpr int64_t kAhead = 3 * kLanes;
 
+// `count` columns, at most a block, at `lower` in the lower half of a register and at `upper` in
+// the upper one. Loads of half a register cross fewer cache lines.
+template <class Element>
+GENSSL_INLINE Vec<float> load_halves(const Element* lower, const Element* upper, int count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Element) == sizeof(float)) {
+    const auto half = [&](const Element* source) GENSSL_INLINE_LAMBDA {
+      if (count == kBlockColumns) return _mm256_loadu_ps(source);
+      return _mm256_maskz_loadu_ps(static_cast<__mmask8>((1u << count) - 1), source);
+    };
+    return Vec<float>(_mm512_insertf32x8(_mm512_castps256_ps512(half(lower)), half(upper), 1));
+  }
+#endif
+  return shuffle<LowerHalves>(load(lower, count), load(upper, count));
+}
+
 // The next `count` columns, at most a block, of every lane: start(lane) points to them.
 template <class Start>
 GENSSL_INLINE void load_block(const Start& start, int count, float* target) {
@@ -196,7 +212,7 @@ GENSSL_INLINE void load_block(const Start& start, int count, float* target) {
 #pragma GCC unroll 8
   for (int i = 0; i < kBlockColumns; ++i) {
     const auto *lower = start(lower_lane(i)), *upper = start(lower_lane(i) + kUpperLane);
-    rows[i] = shuffle<LowerHalves>(load(lower, count), load(upper, count));
+    rows[i] = load_halves(lower, upper, count);
   }
   transpose_loaded(rows);
 #pragma GCC unroll 8

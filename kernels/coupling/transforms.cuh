@@ -164,7 +164,7 @@ __device__ Real knot_slope(const SplineOptions<Real>& options, Parameters<Real> 
   const bool wraps = options.tails == Tails::circular && knot == options.bins;
   const Real logit = derivatives[is_linear ? knot - 1 : wraps ? 0 : knot];
   if (rate != 0) return exp(logit / fma(rate, fabs(logit), Real(1)));
-  return options.min_derivative + softplus(logit);
+  return options.min_derivative + softplus(smaller(Real(kMaxSlopeLogit), logit));
 }
 
 template <typename Real>
@@ -178,12 +178,12 @@ template <typename Real>
 struct SplineCurve {
   Real w, h, s, d0, d1;
 
-  // The root in [0, 1] of the quadratic, in the form that does not cancel.
+  // The root in [0, 1], as in spline_vec.h.
   __device__ Real solve(Real share_of_height) const {
-    const Real e = clamp_to_unit(share_of_height), change = (d0 - s) + (d1 - s);
-    const Real a = fma(e, change, s - d0), b = fma(-e, change, d0), c = -s * e;
-    const Real root = sqrt(larger(fma(b, b, Real(-4) * a * c), Real(0)));
-    return clamp_to_unit(b >= 0 ? Real(2) * c / (-b - root) : (root - b) / (Real(2) * a));
+    const Real e = clamp_to_unit(share_of_height), rest = Real(1) - e;
+    const Real g = fma(d0, rest, -(d1 * e)), f = Real(2) * (s * e), b = g + f;
+    const Real root = sqrt(fma(g, g, f * (Real(2) * (s * rest))));
+    return clamp_to_unit(b >= 0 ? f / (b + root) : (root - b) / (Real(2) * (s - b)));
   }
   __device__ Real slope(Real t) const {
     const Real rest = Real(1) - t, u = t * rest, change = (d0 - s) + (d1 - s);
@@ -219,7 +219,7 @@ __device__ Transformed<Real> spline_inverse(const SplineOptions<Real>& options, 
   const SplineCurve<Real> curve{w, h, h / w, knot_slope(options, derivatives, rate, bin),
                                 knot_slope(options, derivatives, rate, bin + 1)};
   const Real t = curve.solve((y - y0) / h);
-  return {fma(w, t, x0), -log(curve.slope(t))};
+  return {smaller(x1, larger(x0, fma(w, t, x0))), -log(curve.slope(t))};
 }
 
 template <typename Real>

@@ -110,3 +110,10 @@ def test_extreme_arguments(functions, name, dtype):
 def test_large_angle_does_not_disturb_its_neighbours(functions):
     x = np.array([0.5, 1e30, -2.0, 7e4], np.float32)
     np.testing.assert_allclose(evaluate(functions, "sin", x), np.sin(x.astype(np.float64)), rtol=3e-7)
+
+
+def test_tanh_is_odd_and_at_most_one(functions):
+    x = np.concatenate([positive_floats(TINY, 3.4e38), np.linspace(0, 12, 1_000_000, dtype=np.float32)])
+    y = evaluate(functions, "tanh", x)
+    assert y.max() == 1
+    np.testing.assert_array_equal(evaluate(functions, "tanh", -x), -y)

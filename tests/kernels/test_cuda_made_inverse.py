@@ -5,6 +5,7 @@ import ctypes
 import pytest
 import torch
 
+from genssl_fast import reference
 from genssl_fast.ops.made import raw_made_inverse
 from genssl_fast.ops.transforms import AffineTransform, SplineTransform
 from genssl_fast.reference.causal import ACTIVATIONS
@@ -64,6 +65,7 @@ def args_type(real):
             *((name, ctypes.c_int32) for name in ("device", "dim", "parameters", "matrices")),
             ("batch", ctypes.c_int64),
             *((name, ctypes.c_void_p) for name in ("width", "weights", "biases", "degrees")),
+            *((name, ctypes.c_void_p) for name in ("input_gates", "output_gates")),
             *((name, ctypes.c_int64) for name in ("activated", "skips", "per_sample_biases")),
             ("activation", ctypes.c_int32),
             ("transform", Elementwise),
@@ -86,8 +88,8 @@ class Kernels:
         self.library.configure(ctypes.c_uint64(order), ctypes.c_int(multiprocessors), ctypes.c_size_t(shared))
 
     def made_inverse(
-        self, y, weights, biases, degrees, activated, skips, activation,
-        layout, clamp, shift_first, limit, offset, min_scale, *spline,
+        self, y, weights, biases, degrees, input_gates, output_gates, gated_inputs, gated_outputs,
+        activated, skips, activation, layout, clamp, shift_first, limit, offset, min_scale, *spline,
     ):  # fmt: skip
         """Arguments of the raw operation; x and log|det|."""
         args, elementwise, affine_options, spline_options = ARGS[y.dtype]
@@ -96,7 +98,13 @@ class Kernels:
         x, log_abs_det = torch.full_like(y, torch.nan), torch.full_like(y[:, 0], torch.nan)
         kept = [[t.contiguous() for t in tensors] for tensors in (weights, biases, degrees)]
         arrays = [(ctypes.c_int64 * len(width))(*width)]
-        arrays += [(ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors)) for tensors in kept]
+        for gates, bits in ((input_gates, gated_inputs), (output_gates, gated_outputs)):
+            given = iter([gate.contiguous() for gate in gates])
+            kept.append([next(given) if bits >> i & 1 else None for i in range(len(weights))])
+        arrays += [
+            (ctypes.c_void_p * len(tensors))(*(t if t is None else t.data_ptr() for t in tensors))
+            for tensors in kept
+        ]
         y = y.contiguous()
         affine = affine_options(clamp if has_scale else ADDITIVE, limit, offset, min_scale, shift_first)
         filled = args(
@@ -146,6 +154,25 @@ def test_equals_the_reference(kernels, residual, transform):
         network = Network(dim, [21] * 3, transform, residual=residual, activation="silu", order=order)
         for dtype in (torch.float32, torch.float64):
             assert_equals_reference(kernels, network, dtype)
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("transform", [NFLOWS_AFFINE, SPLINE], ids=["affine", "spline"])
+def test_every_gate(kernels, transform, residual):
+    """Of inputs and outputs, of the first and the last layer, too, in every plane of activations."""
+    network = Network(9, [14] * 3, transform, residual=residual, activation="silu")
+    for shared in (H200_SHARED_BYTES, 64):
+        kernels.configure(shared=shared)
+        args = list(network.raw(*draw(network))[1])
+        layers, generator = len(args[1]), torch.Generator().manual_seed(1)
+        for place, units in ((4, [w.shape[1] for w in args[1]]), (5, [len(w) for w in args[1]])):
+            args[place] = [
+                0.5 + torch.rand(11, n, dtype=torch.float64, generator=generator) for n in units[::2]
+            ]
+            args[place + 2] = sum(1 << i for i in range(0, layers, 2))
+        expected = reference.causal.made_inverse(*args)
+        torch.testing.assert_close(kernels.made_inverse(*args), expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(raw_made_inverse(*args), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

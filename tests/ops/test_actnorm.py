@@ -44,6 +44,11 @@ class TestActnorm(CompositeBattery):
             ValueError,
             r"shift: expected shape \[C\] = \[3\], got \[2\]",
         ),
+        "scale": (
+            lambda: genssl_fast.actnorm(torch.zeros(2, 2), torch.zeros(2), torch.tensor([0.0, -torch.inf])),
+            ValueError,
+            r"log_scale: expected logarithms of scales that torch.float32 holds, and their inverses, got",
+        ),
         "dtype": (
             lambda: genssl_fast.actnorm(torch.zeros(2, 3), torch.zeros(3), torch.zeros(3).double()),
             TypeError,

@@ -11,6 +11,7 @@ from genssl_fast.reference.coupling import CLAMPS
 from tests.battery import Battery, Case, assert_close_enough, cotangent, gradients, to_fp64
 
 MASK = torch.tensor([[True, False, True], [False, False, True]])
+DRAWN = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0)).unbind(0)  # x, shift, log_scale
 FIELDS = ("limit", "offset", "min_scale")
 
 
@@ -74,6 +75,58 @@ class TestAffineCoupling(Battery):
         "zuko_inverse": case("zuko", tensors(2, 3), raw=raw_arguments, inverse=True, shift_first=True),
     }
     errors = {
+        "limit infinite": (
+            lambda: fast("tanh", limit=torch.inf)(*DRAWN),
+            ValueError,
+            "limit: expected a positive number of fp32, got inf",
+        ),
+        "limit beyond fp32": (lambda: fast("zuko", limit=1e39)(*DRAWN), ValueError, "limit: .* got 1e.39"),
+        "limit below fp32": (lambda: fast("tanh", limit=1e-46)(*DRAWN), ValueError, "limit: .* got 1e-46"),
+        "limit text": (
+            lambda: fast("tanh", limit="2")(*DRAWN),
+            TypeError,
+            "limit: expected a number, got str",
+        ),
+        "offset": (
+            lambda: fast("sigmoid", offset=torch.nan)(*DRAWN),
+            ValueError,
+            "offset: expected a finite number of fp32, got nan",
+        ),
+        "min_scale infinite": (
+            lambda: fast("sigmoid", min_scale=torch.inf)(*DRAWN),
+            ValueError,
+            "min_scale: .* got inf",
+        ),
+        "split float": (
+            lambda: fast("none", split=2.0)(*DRAWN),
+            TypeError,
+            "split: expected an integer, got 2.0",
+        ),
+        "split bool": (
+            lambda: fast("none", split=True)(*DRAWN),
+            TypeError,
+            "split: expected an integer, got True",
+        ),
+        "transform": (
+            lambda: apply_transform(None, *DRAWN[:2]),
+            TypeError,
+            "transform: expected an AffineTransform or a SplineTransform, got NoneType",
+        ),
+        "transform of a list": (
+            lambda: apply_transform(AffineTransform(), [1.0], DRAWN[0]),
+            TypeError,
+            "x: expected a tensor, got list",
+        ),
+        "parameters of a list": (
+            lambda: apply_transform(AffineTransform(), DRAWN[0], [1.0]),
+            TypeError,
+            "parameters: expected a tensor, got list",
+        ),
+        "parameters of 64 bits": (
+            lambda: apply_transform(AffineTransform(), DRAWN[0], torch.zeros(2, 6).double()),
+            TypeError,
+            "parameters: expected 64 bits for both x and parameters or for neither",
+        ),
         "x dtype": (
             lambda: genssl_fast.affine_coupling(torch.zeros(2, 3).int(), None, None),
             TypeError,
@@ -155,14 +208,14 @@ class TestAffineCoupling(Battery):
                 torch.zeros(2, 3), torch.zeros(2, 3), None, clamp="tanh", limit=0.0
             ),
             ValueError,
-            "limit: expected a positive number, got 0.0",
+            "limit: expected a positive number of fp32, got 0.0",
         ),
         "min_scale": (
             lambda: genssl_fast.affine_coupling(
                 torch.zeros(2, 3), torch.zeros(2, 3), None, clamp="sigmoid", min_scale=-0.1
             ),
             ValueError,
-            "min_scale: expected a number of at least 0, got -0.1",
+            "min_scale: expected a finite number of fp32, at least 0, got -0.1",
         ),
         "layout": (
             lambda: genssl_fast.affine_parameters(torch.zeros(2, 4), "pairs"),
@@ -465,3 +518,22 @@ def test_transforms_as_data():
     back, minus = apply_transform(spline, y, parameters.flatten(1), inverse=True)
     torch.testing.assert_close(back, x, rtol=0, atol=1e-5)
     torch.testing.assert_close(minus, -log_abs_det, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_of_another_precision(dtype):
+    """As a network under autocast gives them; x and parameters are computed as they are."""
+    transform = AffineTransform("tanh")
+    x, parameters = draw(3, 4), draw(3, 8, seed=1).to(dtype)
+    y, log_abs_det = apply_transform(transform, x, parameters)
+    assert y.dtype == torch.float32
+    expected = apply_transform(transform, x, parameters.float())
+    assert all(map(torch.equal, (y, log_abs_det), expected))
+    y, log_abs_det = apply_transform(transform, x.to(dtype), parameters.float())
+    assert y.dtype == dtype
+    expected = apply_transform(transform, x.to(dtype).float(), parameters.float())
+    assert all(map(torch.equal, (y, log_abs_det), (expected[0].to(dtype), expected[1])))
+
+
+def test_infinite_limit_of_softplus_is_none():
+    assert all(map(torch.equal, fast("softplus")(*DRAWN), fast("softplus", limit=torch.inf)(*DRAWN)))

@@ -13,9 +13,12 @@ import torch
 from torch.autograd import forward_ad
 
 from genssl_fast._library import instruction_set
+from genssl_fast.flows import GaussianMixture
+from genssl_fast.nn import InvertibleLinear, SplineCoupling
 from genssl_fast.ops import flow_runners
 from genssl_fast.ops.flow_layers import ACTIVATIONS, apply_layers
 from genssl_fast.ops.flow_plan import (
+    AutoregressiveLayer,
     CouplingLayer,
     ElementwiseLayer,
     FlowPlan,
@@ -23,6 +26,7 @@ from genssl_fast.ops.flow_plan import (
     MLPWeights,
     PermutationLayer,
 )
+from genssl_fast.ops.made import made_degrees
 from genssl_fast.ops.random import random_normal
 from genssl_fast.ops.transforms import AffineTransform, SplineTransform, num_parameters
 from tests.battery import assert_close_enough
@@ -31,10 +35,12 @@ needs_kernels = pytest.mark.skipif(instruction_set() is None, reason="compiled k
 
 TRANSFORMS = {
     "additive": AffineTransform(layout="shift"),
+    "additive, a clamp of no use": AffineTransform("sigmoid", layout="shift"),
     "tanh, scale first": AffineTransform("tanh", layout="cat_scale_first"),
     "sigmoid, interleaved": AffineTransform("sigmoid", layout="interleaved"),
     "softplus, interleaved scale first": AffineTransform("softplus", layout="interleaved_scale_first"),
     "zuko": AffineTransform("zuko", layout="cat"),
+    "zuko, interleaved": AffineTransform("zuko", layout="interleaved"),
     "shift first": AffineTransform("atan", limit=1.5, order="shift_scale"),
     "reciprocal": AffineTransform("reciprocal_sigmoid"),
     "spline": SplineTransform(bins=5, bound=3.0),
@@ -69,6 +75,12 @@ class Draw:
         network = self.network(len(given) + context, *hidden, outputs, **options)
         return CouplingLayer(given, moved, network, transform, inverse, context)
 
+    def autoregressive(self, features, transform, hidden=(20, 33), context=0, inverse=False, **options):
+        degrees = made_degrees(features, hidden, 1 + self.permutation(features))
+        network = self.network(features, *hidden, features * num_parameters(transform), **options)
+        weight = self.normal(hidden[0], context) if context else None
+        return AutoregressiveLayer(degrees, network, transform, inverse, weight)
+
     def linear(self, features):
         weight = torch.eye(features, dtype=self.dtype) + 0.2 * self.normal(features, features)
         return LinearLayer(weight, self.normal(features), torch.linalg.slogdet(weight)[1])
@@ -88,7 +100,9 @@ def mixed_layers(dtype=torch.float64, features=5, context=2):
         draw.coupling(features, TRANSFORMS["tanh, scale first"], context=context, **residual),
         draw.elementwise(features),
         PermutationLayer(draw.permutation(features)),
+        draw.autoregressive(features, TRANSFORMS["spline"], context=context, inverse=True),
         draw.coupling(features, TRANSFORMS["sigmoid, interleaved"], context=context, inverse=True),
+        draw.autoregressive(features, TRANSFORMS["zuko, interleaved"], context=context),
     ]
 
 
@@ -139,6 +153,19 @@ class TestValue:
         options = {"activation": activation, "residual": residual, "hidden": (7, 40, 7)}
         layers = moved([Draw().coupling(3, TRANSFORMS["zuko"], **options)], dtype)
         assert_agrees(layers, batch_of(dtype, 50, 3)[0], None, inverse)
+
+    @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+    def test_autoregressive_transforms(self, transform, dtype, inverse):
+        layers = moved([Draw().autoregressive(5, transform)], dtype)
+        assert_agrees(layers, batch_of(dtype, 37)[0].clamp(-3, 3), None, inverse)
+
+    @pytest.mark.parametrize("residual", [False, True])
+    @pytest.mark.parametrize("context", [0, 2])
+    @pytest.mark.parametrize("direction", [False, True])
+    def test_autoregressive_networks(self, residual, context, direction, dtype, inverse):
+        options = {"activation": "silu", "residual": residual, "hidden": (40,) * 3, "context": context}
+        layer = Draw().autoregressive(7, TRANSFORMS["zuko, interleaved"], inverse=direction, **options)
+        assert_agrees(moved([layer], dtype), *batch_of(dtype, 50, 7, context), inverse)
 
     @pytest.mark.parametrize("hidden", [(), (1,), (64,), (31, 65, 3)])
     def test_widths(self, hidden, dtype, inverse):
@@ -199,12 +226,49 @@ class TestDensity:
             assert torch.isfinite(result).all()
 
 
+class MixtureFlow(torch.nn.Module):
+    """Layers whose noise is a mixture of two Gaussians."""
+
+    def __init__(self, layers, features):
+        super().__init__()
+        self.layers = layers
+        means = torch.stack([torch.full((features,), m, dtype=torch.float64) for m in (-1.5, 2.0)])
+        self.base = GaussianMixture((features,), means, 0.7)
+
+    def plan_layers(self):
+        return self.layers
+
+
+class TestBase:
+    """Noise that is not standard normal."""
+
+    def test_density_and_samples(self):
+        flow, (x, context) = MixtureFlow(mixed_layers(), 5), batch_of(torch.float64, 20)
+        plan = FlowPlan(flow)
+        z, log_abs_det = apply_layers(flow.layers, x, context)
+        expected = flow.base.log_prob(z) + log_abs_det
+        torch.testing.assert_close(plan.log_prob(x, context), expected, rtol=1e-12, atol=1e-12)
+        drawn, log_prob = plan.sample_and_log_prob(20, seed=4, first_sample=3, context=context)
+        noise = flow.base.sample(20, seed=4, first_sample=3, like=x)
+        torch.testing.assert_close(plan.transform(drawn, context)[0], noise, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(plan.log_prob(drawn, context), log_prob, rtol=1e-9, atol=1e-9)
+        assert torch.equal(plan.sample(20, seed=4, first_sample=3, context=context), drawn)
+
+    def test_integrates_to_one(self):
+        draw = Draw()
+        layers = [draw.autoregressive(2, TRANSFORMS["spline"]), draw.coupling(2, TRANSFORMS["spline"])]
+        axis = torch.linspace(-8, 8, 801, dtype=torch.float64)
+        log_prob = FlowPlan(MixtureFlow(layers, 2)).log_prob(torch.cartesian_prod(axis, axis))
+        assert abs(log_prob.exp().sum() * (axis[1] - axis[0]) ** 2 - 1) < 2e-3
+
+
 @needs_kernels
 class TestBits:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_do_not_depend_on_the_split(self, dtype):
         wide = Draw(dtype).coupling(5, TRANSFORMS["spline"], hidden=(140, 150))
-        plan, (x, context) = FlowPlan([*mixed_layers(dtype), wide]), batch_of(dtype, 233)
+        masked = Draw(dtype).autoregressive(5, TRANSFORMS["spline"], hidden=(140, 150), context=2)
+        plan, (x, context) = FlowPlan([*mixed_layers(dtype), wide, masked]), batch_of(dtype, 233)
         whole = (*plan.transform(x, context), plan.log_prob(x, context))
         samples = plan.sample_and_log_prob(233, seed=5, context=context)
         for first, count in [(0, 1), (1, 2), (30, 3), (7, 50), (100, 13), (3, 110), (232, 1)]:
@@ -260,13 +324,54 @@ class TestPacking:
             bias.data = torch.randn_like(bias)
             assert torch.equal(plan.log_prob(x, context), FlowPlan(layers).log_prob(x, context))
 
-    def test_refresh_sees_what_versions_do_not(self):
+    def test_notices_changes_that_have_no_version(self):
         layers, (x, context) = mixed_layers(), batch_of(torch.float64, 3)
         plan = FlowPlan(layers)
         before = plan.log_prob(x, context)
         layers[0].network.weights[1].numpy()[...] *= 1.5
-        if instruction_set() is not None:
-            assert torch.equal(plan.log_prob(x, context), before)
+        assert not torch.equal(plan.log_prob(x, context), before)
+        assert torch.equal(plan.log_prob(x, context), FlowPlan(layers).log_prob(x, context))
+
+    def test_large_batches_and_refresh_see_single_entries(self):
+        layers, (x, context) = mixed_layers(), batch_of(torch.float64, 512)
+        plan, weight = FlowPlan(layers), layers[0].network.weights[1]
+        for batch in (512, 3):
+            weight.numpy()[7, 3] += 1.5
+            if batch < 512:
+                plan.refresh()
+            expected = FlowPlan(layers).log_prob(x[:batch], context[:batch])
+            assert torch.equal(plan.log_prob(x[:batch], context[:batch]), expected)
+
+    @pytest.mark.parametrize(
+        ("change", "exception", "message"),
+        [
+            (lambda layer: layer.weights[0].resize_(2000, 4), ValueError, r"biases\[0\]: expected shape"),
+            (
+                lambda layer: setattr(layer.biases[0], "data", torch.zeros(1)),
+                (ValueError, TypeError),
+                "expected",
+            ),
+            (lambda layer: setattr(layer.weights[0], "data", layer.weights[0].float()), TypeError, "dtype"),
+        ],
+    )
+    def test_changed_shapes_and_dtypes_are_refused(self, change, exception, message):
+        layers, (x, context) = mixed_layers(), batch_of(torch.float64, 3)
+        plan = FlowPlan(layers)
+        change(layers[0].network)
+        with pytest.raises(exception, match=message):
+            plan.log_prob(x, context)
+
+    def test_packs_in_full_precision_under_autocast(self):
+        modules = [InvertibleLinear(4), SplineCoupling([True, True, False, False])]
+        plan, x = FlowPlan(modules), torch.randn(3, 4)
+        expected = plan.log_prob(x)
+        plan.refresh()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(plan.log_prob(x), expected)
+
+    def test_refresh_packs_anew(self):
+        layers, (x, context) = mixed_layers(), batch_of(torch.float64, 3)
+        plan = FlowPlan(layers)
         plan.refresh()
         assert torch.equal(plan.log_prob(x, context), FlowPlan(layers).log_prob(x, context))
 
@@ -333,7 +438,7 @@ class TestEager:
         assert captured == [(3, 5), (3, 5), (2, 5)]
         for size in range(1, 20):
             plan.log_prob(x[:1].expand(size, 5))
-        assert len(plan._runner().graphs) == flow_runners.MAX_GRAPHS
+        assert len(plan._runner(1).graphs) == flow_runners.MAX_GRAPHS
         torch.testing.assert_close(plan.transform(x), apply_layers(layers, x))
 
 
@@ -349,6 +454,15 @@ def changed(position, **fields):
     )
 
 
+changed_masked = partial(changed, 6)
+
+
+def masked_blocks():
+    """Residual blocks whose degrees are not those of what they are added to."""
+    layer = Draw(torch.float32).autoregressive(5, TRANSFORMS["spline"], (9, 9, 9), residual=True)
+    return FlowPlan([layer._replace(degrees=(*layer.degrees[:3], layer.degrees[3].flip(0)))])
+
+
 def changed_network(**fields):
     return changed(0, network=LAYERS[0].network._replace(**fields))
 
@@ -359,7 +473,7 @@ def changed_network(**fields):
         (lambda: FlowPlan([]), ValueError, "flow: expected at least one layer"),
         (lambda: FlowPlan([LAYERS[1]]), ValueError, "flow: expected a layer with weights"),
         (lambda: FlowPlan(torch.nn.Linear(2, 2)), TypeError, r"flow: expected a module with plan_layers\(\)"),
-        (lambda: FlowPlan([*LAYERS, torch.nn.ReLU()]), TypeError, r"layers\[7\]: expected a layer descr"),
+        (lambda: FlowPlan([*LAYERS, torch.nn.ReLU()]), TypeError, r"layers\[9\]: expected a layer descr"),
         (lambda: FlowPlan([torch.nn.ReLU()]), TypeError, r"layers\[0\]: expected a layer description"),
         (changed(1, index=torch.tensor([0, 1, 2, 3, 3])), ValueError, r"layers\[1\].index: expected every"),
         (changed(0, transformed=torch.arange(5)), ValueError, r"layers\[0\].identity, .*: expected every"),
@@ -370,6 +484,15 @@ def changed_network(**fields):
         (changed(0, context_features=1), ValueError, r"network.weights\[0\]: expected shape \[out, in\]"),
         (changed(0, transform=TRANSFORMS["zuko"]), ValueError, "parameters: expected 3"),
         (changed(0, transform=SplineTransform(bins=5, bound=-1.0)), ValueError, "bound: expected a positive"),
+        (changed_masked(degrees=()), ValueError, r"layers\[6\].degrees: expected 3 tensors"),
+        (
+            changed_masked(degrees=(torch.arange(5),) * 3),
+            ValueError,
+            r"degrees\[1\]: expected shape \[units\]",
+        ),
+        (changed_masked(transform=TRANSFORMS["tanh, scale first"]), ValueError, "parameters: expected 5"),
+        (changed_masked(context_weight=torch.zeros(5, 1)), ValueError, r"context_weight: expected shape"),
+        (masked_blocks, ValueError, "degrees: expected those of a block's units equal"),
         (changed_network(activation="sine"), ValueError, "network.activation: expected one of 'relu'"),
         (changed_network(residual=True), ValueError, "network.weights: expected pairs between"),
         (changed_network(biases=()), ValueError, "network.biases: expected 3 tensors"),
@@ -397,3 +520,19 @@ def test_errors_name_the_argument(call, exception, message):
 def test_refuses_tangents():
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match="has no derivative"):
         PLAN.log_prob(forward_ad.make_dual(X, X))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: PLAN.log_prob(X.clone().requires_grad_()),
+        lambda: WITH_CONTEXT.log_prob(X, torch.zeros(2, 2, requires_grad=True)),
+        lambda: torch.func.grad(lambda x: PLAN.log_prob(x).sum())(X),
+        lambda: torch.func.vmap(lambda x: PLAN.log_prob(x[None]))(X),
+    ],
+)
+def test_refuses_gradients_and_transforms(call):
+    with pytest.raises(RuntimeError, match="has no derivative and no transforms"):
+        call()
+    with torch.no_grad():
+        PLAN.log_prob(X.clone().requires_grad_())

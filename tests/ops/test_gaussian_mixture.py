@@ -94,6 +94,22 @@ def test_narrow_components_far_from_the_origin():
     assert (found - exact).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize(("shift", "log_scale"), [(1e7, 0.0), (1.0, -12.0), (1.0, -17.0)])
+@pytest.mark.parametrize("scale_shape", [(), (3,), (3, 5)])
+def test_collapsing_components(scale_shape, shift, log_scale):
+    """The expanded square would lose every digit in fp64, too."""
+    noise, means, log_scales, logits = inputs_with(*scale_shape)(
+        torch.float32, 30, torch.Generator().manual_seed(0)
+    )
+    means, log_scales = shift * means, log_scales + log_scale
+    component = torch.arange(30) % 3
+    scales = torch.exp(log_scales.expand(3) if log_scales.ndim == 0 else log_scales)
+    z = means[component] + noise * scales[component].reshape(30, -1)
+    found = ours(z, means, log_scales, logits)
+    exact = plain(*(t.double() for t in (z, means, log_scales, logits)))
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-5)
+
+
 @pytest.mark.parametrize("scale_shape", [(), (3,), (3, 5)])
 def test_matrix_product_and_its_derivatives_equal_the_direct_form(scale_shape):
     z, means, log_scales, _ = inputs_with(*scale_shape)(torch.float64, 4, None)

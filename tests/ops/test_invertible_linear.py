@@ -53,7 +53,22 @@ class TestInvertibleLinear(CompositeBattery):
         "singular": (
             lambda: ours(*_with_factors(log_diagonal=torch.tensor([0.0, -torch.inf, 0.0, 0.0]))),
             ValueError,
-            "log_diagonal: expected finite logarithms, without which the factor is singular",
+            "log_diagonal: expected logarithms of scales that torch.float32 holds",
+        ),
+        "zero in fp32": (
+            lambda: ours(*_with_factors(log_diagonal=torch.tensor([0.0, -110.0, 0.0, 0.0])), inverse=True),
+            ValueError,
+            r"log_diagonal: .* and their inverses, got \[0.0, -110.0, 0.0, 0.0\]",
+        ),
+        "infinity in fp32": (
+            lambda: ours(*_with_factors(log_diagonal=torch.tensor([0.0, 100.0, 0.0, 0.0]))),
+            ValueError,
+            r"log_diagonal: .* and their inverses, got \[0.0, 100.0, 0.0, 0.0\]",
+        ),
+        "weight_inverse": (
+            lambda: ours(*_with_factors(), weight_inverse=torch.eye(4).double(), inverse=True),
+            TypeError,
+            "weight_inverse: expected dtype float32, got torch.float64",
         ),
         "sign": (
             lambda: ours(*_with_factors(sign=torch.tensor([1.0, 0.0, 1.0, 1.0]))),
@@ -145,3 +160,37 @@ def test_inverse_of_an_ill_conditioned_factor_is_accurate():
         *(a if a is None else a.double() for a in args), inverse=True
     )
     assert (found - exact).abs().max() <= 1e-7 * exact.abs().max()
+
+
+def test_a_scale_that_fp64_holds():
+    """exp(-110) is 0 in fp32 alone."""
+    x, *parameters = _with_factors(log_diagonal=torch.tensor([0.0, -110.0, 0.0, 0.0]))
+    x, *parameters = (tensor.double() for tensor in (x, *parameters))
+    assert ours(x, *parameters, inverse=True)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("inputs", [vector_inputs, image_inputs])
+def test_autocast_leaves_the_precision(inputs):
+    x, *parameters = inputs(torch.float32, 3, torch.Generator().manual_seed(0))
+    lower, upper, log_diagonal, _, sign = parameters
+    for inverse in (False, True):
+        factors = (lower, upper, log_diagonal, sign, ORDER)
+        expected = ours(x, *parameters, inverse=inverse)
+        weight = genssl_fast.invertible_linear_weight(*factors, inverse=inverse)
+        with torch.autocast("cpu", torch.bfloat16):
+            for found, fp32 in zip(ours(x, *parameters, inverse=inverse), expected):
+                assert torch.equal(found, fp32)
+            assert torch.equal(genssl_fast.invertible_linear_weight(*factors, inverse=inverse), weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weight_of_sixteen_bits_is_that_of_fp32(dtype):
+    x, *parameters = vector_inputs(dtype, 3, torch.Generator().manual_seed(0))
+    lower, upper, log_diagonal, _, sign = parameters
+    factors = (lower, upper, log_diagonal, sign)
+    for inverse in (False, True):
+        found = genssl_fast.invertible_linear_weight(*factors, ORDER, inverse=inverse)
+        wide = (factor.float() for factor in factors)
+        assert torch.equal(found, genssl_fast.invertible_linear_weight(*wide, ORDER, inverse=inverse))
+    kept = ours(x, *parameters, inverse=True, weight_inverse=found)
+    assert all(map(torch.equal, kept, ours(x, *parameters, inverse=True)))

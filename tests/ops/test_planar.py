@@ -155,3 +155,17 @@ def test_equal_normflows():
     layer = normflows.flows.Radial((5,)).double()
     found = genssl_fast.radial(x, layer.z_0[0], layer.alpha.abs().log()[0], layer.beta[0])
     torch.testing.assert_close(found, layer(x), rtol=1e-12, atol=1e-12)
+
+
+def test_log_determinants_below_the_range_of_fp32():
+    """Where the factor itself underflows, w·u or beta being −200."""
+    x, u, w = torch.zeros(2, 2), torch.tensor([-200.0, 0.0]), torch.tensor([1.0, 0.0])
+    _, log_abs_det = genssl_fast.planar(x, u, w, torch.tensor(0.0))
+    torch.testing.assert_close(log_abs_det, torch.full((2,), -200.0))
+    tensors = [torch.zeros(2), torch.tensor(0.5), torch.tensor(-200.0, requires_grad=True)]
+    _, log_abs_det = genssl_fast.radial(x, *tensors)
+    torch.testing.assert_close(log_abs_det, torch.full((2,), -401.0))
+    assert torch.autograd.grad(log_abs_det.sum(), tensors[2])[0] == 4
+    center, back = genssl_fast.radial(x, *tensors, inverse=True)
+    torch.testing.assert_close(back, -log_abs_det)
+    assert torch.equal(center, x)
