@@ -27,8 +27,9 @@ class MAF(Flow):
         layers: number of autoregressive transforms.
         hidden: widths of hidden layers, see :class:`genssl_fast.nn.MaskedAutoregressive`.
         activation, residual: of the networks.
-        clamp, limit: bound of the scale, see :func:`genssl_fast.affine_coupling`; a tight one keeps
-            what is far from all data from densities that vanish.
+        clamp, limit: bound of the scale, see :func:`genssl_fast.affine_coupling`. A sigmoid, as in normflows
+            and in early nflows, never stretches: far from all data the log-density falls like a square,
+            where stretching layers multiply their errors. ActNorm layers between find the overall scale.
         order: of the entries, ``"reversed"`` in every second layer or ``"random"`` in each.
         actnorm: whether an :class:`genssl_fast.nn.ActNorm` comes before each transform.
         linear: whether an :class:`genssl_fast.nn.InvertibleLinear` comes before each transform.
@@ -53,7 +54,7 @@ class MAF(Flow):
         *,
         activation: str = "relu",
         residual: bool = False,
-        clamp: str = "tanh",
+        clamp: str = "sigmoid",
         limit: float | None = None,
         order: str = "reversed",
         actnorm: bool = True,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from genssl_fast._checks import check, check_choice
-from genssl_fast.flows.autoregressive_flows import autoregressive_layers
+from genssl_fast.flows.autoregressive_flows import ORDERS, autoregressive_layers
 from genssl_fast.flows.flow import Flow, constructor_arguments, event_shape, mixed
 from genssl_fast.nn import MLP, ActNorm, AffineCoupling, SplineCoupling
-from genssl_fast.ops.transforms import SplineTransform
+from genssl_fast.ops.transforms import SplineTransform, check_transform
 
 __all__ = ["MASKS", "NICE", "NeuralSplineFlow", "RealNVP", "coupling_masks"]
 
@@ -160,6 +160,9 @@ class NeuralSplineFlow(Flow):
     ):
         config = constructor_arguments(locals())
         shape = event_shape(shape)
+        check_choice("masks", masks, MASKS)
+        check_choice("order", order, ORDERS)
+        check_transform(SplineTransform(bins, bound=bound))
         if autoregressive:
             check(dropout == 0, "dropout", "0 where autoregressive", dropout)
             transform = SplineTransform(bins, bound=bound)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,27 +9,50 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from genssl_fast._checks import check, check_shape
+from genssl_fast._checks import check, check_count, check_same, check_shape
 from genssl_fast.flows.base import StandardNormal
 from genssl_fast.flows.kept_plan import KeptPlan
-from genssl_fast.nn import ActNorm, Compose, InvertibleLinear
+from genssl_fast.nn import (
+    MLP,
+    ActNorm,
+    AffineCoupling,
+    Compose,
+    Coupling,
+    Inverse,
+    InvertibleLinear,
+    MaskedAutoregressive,
+    Permutation,
+    SplineCoupling,
+)
 from genssl_fast.nn.kept import records_nothing
 from genssl_fast.nn.mlp import check_context
+from genssl_fast.ops.flow_methods import FlowMethods
 from genssl_fast.ops.flow_plan import FlowPlan
 
 __all__ = ["Flow", "FlowDistribution", "constructor_arguments", "event_shape", "mixed"]
 
+# Modules that a plan stands for; a class derived from one of them may compute something else.
+PLANNED = {
+    ActNorm, AffineCoupling, Coupling, Inverse, InvertibleLinear, MLP, MaskedAutoregressive, Permutation,
+    SplineCoupling, nn.Linear, nn.ModuleList,
+}  # fmt: skip
 
-class Flow(nn.Module):
+
+class Flow(FlowMethods, nn.Module):
     r"""A density by an invertible map f from data to noise, and its sampler.
 
     .. math:: \log p(x) = \log p_Z(f(x)) + \log \lvert \det \partial f / \partial x \rvert
 
     The subclasses are the published flows; this class takes any layers.
 
-    Without gradients, flows of couplings with perceptrons run as one compiled :class:`genssl_fast.FlowPlan`
+    Without gradients, flows of layers with perceptrons run as one compiled :class:`genssl_fast.FlowPlan`
     on the CPU: sampling always, and in evaluation everything. The bits of a sample then depend on its seed
-    and number alone. A subclass of a layer that computes something else needs its own ``plan_layer``.
+    and number alone. Layers and networks of other classes, and those with hooks, run as they are, unless
+    their class has its own ``plan_layer``.
+
+    What a flow keeps of its weights is made anew when they change, also by an optimizer with ``fused=True``
+    or through ``.data`` on the CPU, and by :meth:`train` and :meth:`eval`. After single entries of a weight
+    changed through ``.data`` or NumPy, or on CUDA any, call :meth:`refresh`.
 
     Arguments:
         shape: of a sample, as 2 or (1, 8, 8).
@@ -47,6 +69,7 @@ class Flow(nn.Module):
 
     Raises:
         ValueError: an argument out of range; a context where none is expected, or none where one is.
+        TypeError: data or context of another dtype than the parameters, unless under autocast.
 
     References:
         Papamakarios et al., Normalizing Flows for Probabilistic Modeling and Inference,
@@ -78,72 +101,40 @@ class Flow(nn.Module):
         self.config: dict[str, Any] | None = None
         self._kept_plan: KeptPlan | None = None
 
-    def transform(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Data to noise.
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """:meth:`log_prob`, so that wrappers of modules, as for data parallelism, train a flow."""
+        return self.log_prob(x, context)
 
-        Arguments:
-            x: data [B, *shape].
-            context: [B, context_features], or [context_features] for all.
+    def train(self, mode: bool = True) -> Flow:
+        """Training or evaluation; see :meth:`refresh`."""
+        self.refresh()
+        return super().train(mode)
 
-        Returns:
-            noise like ``x``, and the log-determinant [B] of its derivative.
-        """
+    def refresh(self) -> None:
+        """Forgets what is kept of the weights, as after changes that cannot be noticed."""
+        self._kept_plan = None
+        for module in self.layers.modules():
+            if hasattr(module, "refresh"):
+                module.refresh()
+
+    def _map(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         plan = None if self.training else self._plan()
-        return plan.transform(x, context) if plan else self._run(self.layers.forward, "x", x, context)
+        return plan._map(x, context, inverse) if plan else self._run(x, context, inverse)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Noise to data, the inverse of :meth:`transform`, and the log-determinant [B] of its derivative."""
-        plan = None if self.training else self._plan()
-        return plan.inverse(z, context) if plan else self._run(self.layers.inverse, "z", z, context)
-
-    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-density [B] of data ``x`` [B, *shape], in nats."""
+    def _density(self, x: Tensor, context: Tensor | None) -> Tensor:
         plan = None if self.training else self._plan()
         if plan:
             return plan.log_prob(x, context)
-        z, log_abs_det = self._run(self.layers.forward, "x", x, context)
+        z, log_abs_det = self.transform(x, context)
         return self.base.log_prob(z) + log_abs_det
 
-    def bits_per_dim(self, x: Tensor, num_levels: int, context: Tensor | None = None) -> Tensor:
-        """Negative log2-probability per entry [B] of data of ``num_levels`` levels, dequantised to [0, 1)."""
-        check(num_levels >= 1, "num_levels", "at least 1", num_levels)
-        nats = -self.log_prob(x, context) / math.prod(self.shape)
-        return nats / math.log(2) + math.log2(num_levels)
-
     @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        *,
-        seed: int | Tensor | None = None,
-        first_sample: int = 0,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        """Samples [n, *shape].
-
-        Arguments:
-            n: how many.
-            seed: of the noise; None draws one from PyTorch's default generator.
-            first_sample: number of the first; the noise of a sample depends on seed and number alone.
-            context: [n, context_features], or [context_features] for all.
-        """
+    def _draw(
+        self, n: int, seed, first_sample: int, context: Tensor | None, with_log_prob: bool
+    ) -> tuple[Tensor, Tensor | None]:
         plan = self._plan()
-        draw = plan.sample if plan else self.rsample
-        return draw(n, seed=seed, first_sample=first_sample, context=context)
-
-    @torch.no_grad()
-    def sample_and_log_prob(
-        self,
-        n: int,
-        *,
-        seed: int | Tensor | None = None,
-        first_sample: int = 0,
-        context: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Samples [n, *shape] and their log-densities [n], for the price of the samples."""
-        plan = self._plan()
-        draw = plan.sample_and_log_prob if plan else self.rsample_and_log_prob
-        return draw(n, seed=seed, first_sample=first_sample, context=context)
+        draw = plan._draw if plan else self._reparameterize
+        return draw(n, seed, first_sample, context, with_log_prob)
 
     def rsample(
         self,
@@ -154,7 +145,7 @@ class Flow(nn.Module):
         context: Tensor | None = None,
     ) -> Tensor:
         """Samples that carry gradients to the parameters; arguments as for :meth:`sample`."""
-        return self.inverse(self._noise(n, seed, first_sample), context)[0]
+        return self._reparameterize(n, seed, first_sample, context, with_log_prob=False)[0]
 
     def rsample_and_log_prob(
         self,
@@ -165,9 +156,7 @@ class Flow(nn.Module):
         context: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Samples and their log-densities with gradients, for variational inference."""
-        z = self._noise(n, seed, first_sample)
-        x, log_abs_det = self.inverse(z, context)
-        return x, self.base.log_prob(z) - log_abs_det
+        return self._reparameterize(n, seed, first_sample, context, with_log_prob=True)
 
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """The density as a ``torch.distributions.Distribution``; the context [*batch, C] makes its batch."""
@@ -177,13 +166,12 @@ class Flow(nn.Module):
         """The layers as :class:`genssl_fast.FlowPlan` takes them.
 
         Raises:
-            TypeError: a layer that no plan runs.
+            TypeError: a layer that no plan runs, or a flow that changes what its layers do.
         """
-        for number, layer in enumerate(self.layers):
-            if not hasattr(layer, "plan_layer"):
-                kind = type(layer).__name__
-                raise TypeError(f"layers[{number}]: expected a layer with plan_layer(), got {kind}")
-        return [layer.plan_layer() for layer in self.layers]
+        for name in ("transform", "inverse", "_map", "_run"):
+            if getattr(type(self), name) is not getattr(Flow, name):
+                raise TypeError(f"flow: expected Flow's own {name}, got that of {type(self).__name__}")
+        return [_plan_layer(number, layer) for number, layer in enumerate(self.layers)]
 
     def _plan(self) -> FlowPlan | None:
         """The compiled plan, where there is one and nothing needs the layers' own operations."""
@@ -197,18 +185,35 @@ class Flow(nn.Module):
         """Without the plan, which a copy makes for itself."""
         return {**self.__dict__, "_kept_plan": None}
 
-    def _noise(self, n: int, seed: int | Tensor | None, first_sample: int) -> Tensor:
-        check(n >= 0, "n", "at least 0", n)
+    def _reparameterize(
+        self, n: int, seed, first_sample: int, context: Tensor | None, with_log_prob: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Samples as a function of the parameters, and their log-densities."""
+        check_count("n", n)
         like = next(self.parameters(), torch.empty(0))
-        return self.base.sample(n, seed=seed, first_sample=first_sample, like=like)
+        z = self.base.sample(n, seed=seed, first_sample=first_sample, like=like)
+        x, log_abs_det = self.inverse(z, context)
+        return x, self.base.log_prob(z) - log_abs_det if with_log_prob else None
 
-    def _run(self, function, argument: str, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        check_shape(argument, x, (*x.shape[:1], *self.shape), f"[B, *{list(self.shape)}]")
+    def _run(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        """The layers' own operations."""
+        name = "z" if inverse else "x"
+        check_shape(name, x, (*x.shape[:1], *self.shape), f"[B, *{list(self.shape)}]")
         if context is not None and context.ndim == 1:
             context = context.expand(len(x), -1)
         check_context(context, self.context_features)
-        y, log_abs_det = function(x.flatten(1) if self.flat else x, context)
+        self._check_like_parameters(name, x)
+        if context is not None:
+            check_shape("context", context, (len(x), self.context_features), "[B, C]")
+            self._check_like_parameters("context", context)
+        run = self.layers.inverse if inverse else self.layers.forward
+        y, log_abs_det = run(x.flatten(1) if self.flat else x, context)
         return y.reshape(x.shape), log_abs_det
+
+    def _check_like_parameters(self, name: str, tensor: Tensor) -> None:
+        parameter = next(self.parameters(), None)
+        if parameter is not None and not torch.is_autocast_enabled(tensor.device.type):
+            check_same(name, tensor, parameter, "the parameters", shape=False)
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}, context_features={self.context_features}"
@@ -238,10 +243,9 @@ class FlowDistribution(Distribution):
     def expand(self, batch_shape, _instance=None) -> FlowDistribution:
         """The same with a larger batch."""
         batch_shape = torch.Size(batch_shape)
-        if self.context is not None:
-            return FlowDistribution(self.flow, self.context.expand(*batch_shape, -1))
-        expanded = FlowDistribution(self.flow)
-        Distribution.__init__(expanded, batch_shape, self.event_shape, validate_args=False)
+        context = None if self.context is None else self.context.expand(*batch_shape, -1)
+        expanded = FlowDistribution(self.flow, context, validate_args=self._validate_args)
+        expanded._batch_shape = batch_shape
         return expanded
 
     def rsample(self, sample_shape=torch.Size()) -> Tensor:
@@ -253,10 +257,10 @@ class FlowDistribution(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density [*batch] of ``value`` [*batch, *event_shape]."""
-        if self._validate_args:
+        if self._validate_args and value.numel() > 0:  # PyTorch's check fails where there is nothing
             self._validate_sample(value)
         batch = torch.broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)
-        value = value.expand(*batch, *self.event_shape).reshape(-1, *self.event_shape)
+        value = value.expand(*batch, *self.event_shape).reshape(batch.numel(), *self.event_shape)
         return self.flow.log_prob(value, self._contexts(batch)).reshape(batch)
 
     def _contexts(self, batch: torch.Size) -> Tensor | None:
@@ -264,12 +268,46 @@ class FlowDistribution(Distribution):
         if self.context is None:
             return None
         features = self.context.shape[-1]
-        return self.context.expand(*batch, features).reshape(-1, features)
+        return self.context.expand(*batch, features).reshape(batch.numel(), features)
+
+    def __repr__(self) -> str:
+        shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
+        return f"{type(self).__name__}({type(self.flow).__name__}, {shapes})"
+
+
+def _plan_layer(number: int, layer: nn.Module):
+    if not hasattr(layer, "plan_layer"):
+        kind = type(layer).__name__
+        raise TypeError(f"layers[{number}]: expected a layer with plan_layer(), got {kind}")
+    unplanned = next(_unplanned(layer), None)
+    if unplanned is not None:
+        raise TypeError(f"layers[{number}]: expected modules that a plan runs, got {unplanned}")
+    try:
+        return layer.plan_layer()
+    except TypeError as error:
+        raise TypeError(f"layers[{number}]: {error}") from None
+
+
+def _unplanned(module: nn.Module) -> Iterator[str]:
+    """What within a layer computes something that no plan knows of."""
+    kind = type(module)
+    if module._forward_hooks or module._forward_pre_hooks:
+        yield f"{kind.__name__} with hooks"
+    if {"forward", "inverse", "plan_layer"} & vars(module).keys():
+        yield f"{kind.__name__} with methods of its own"
+    if "plan_layer" in vars(kind) and kind not in PLANNED:
+        return  # its author says what it computes
+    if kind not in PLANNED:
+        yield kind.__name__
+    for child in module.children():
+        yield from _unplanned(child)
 
 
 def event_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
     """The shape of a sample, given as such or as the length of a vector."""
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    if not all(isinstance(size, int) for size in shape):
+        raise TypeError(f"shape: expected an int or a sequence of ints, got {shape}")
     check(len(shape) >= 1 and min(shape) >= 1, "shape", "sizes of at least 1", shape)
     return shape
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genssl_fast._checks import check, check_shape
+from genssl_fast._checks import check, check_dtype, check_shape, values_are_checked
 from genssl_fast.flows.base import GaussianMixture
 from genssl_fast.flows.flow import Flow
 
@@ -24,11 +24,16 @@ class FlowGMM(Flow):
         flow: from data to noise; its layers are used, its base is not.
         num_classes: K.
         means: [K, D], fixed; by default drawn from a standard normal, which puts them about
-            :math:`\sqrt{2 D}` apart.
+            :math:`\sqrt{2 D}` apart. They take the dtype and the device of the flow.
         scale: σ.
 
+    Attributes:
+        config: None, for a flow is no JSON. To come back, a model is made anew of
+            ``type(flow)(**flow.config)`` and its ``state_dict``, which holds means and scale.
+
     Raises:
-        ValueError: fewer than two classes, means of the wrong shape.
+        ValueError: fewer than two classes, means of the wrong shape, labels that are no class (on a GPU
+            under ``GENSSL_CHECK=1``).
 
     References:
         Izmailov et al., Semi-Supervised Learning with Normalizing Flows, https://arxiv.org/abs/1912.13025
@@ -47,7 +52,8 @@ class FlowGMM(Flow):
         features = torch.Size(flow.shape).numel()
         means = torch.randn(num_classes, features) if means is None else means
         check_shape("means", means, (num_classes, features), "[K, D]")
-        base = GaussianMixture(flow.shape, means, scale)
+        like = next(flow.parameters(), means)
+        base = GaussianMixture(flow.shape, means.to(like.device, like.dtype), scale)
         super().__init__(
             flow.shape, flow.layers, base=base, context_features=flow.context_features, flat=flow.flat
         )
@@ -66,12 +72,13 @@ class FlowGMM(Flow):
 
         Arguments:
             x: data [B, *shape].
-            labels: int64 [B]; -1 where there is none.
+            labels: int64 [B], classes; -1 where there is none.
             context: see :meth:`transform`.
         """
         check_shape("labels", labels, x.shape[:1], "[B]")
+        self._check_labels(labels, lowest=-1)
         joint = self.class_log_prob(x, context)
-        of_label = joint.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        of_label = joint.gather(1, labels.clamp(0, joint.shape[1] - 1)[:, None])[:, 0]
         log_prob = torch.where(labels < 0, joint.logsumexp(1), of_label)
         return -log_prob.mean() / torch.Size(self.shape).numel()
 
@@ -85,6 +92,14 @@ class FlowGMM(Flow):
         context: Tensor | None = None,
     ) -> Tensor:
         """One sample [n, *shape] of every class in ``labels``, int64 [n]."""
+        self._check_labels(labels, lowest=0)
         like = self.base.means
         z = self.base.sample(len(labels), seed=seed, first_sample=first_sample, like=like, labels=labels)
         return self.inverse(z, context)[0]
+
+    def _check_labels(self, labels: Tensor, lowest: int) -> None:
+        check_dtype("labels", labels, (torch.int64,))
+        if values_are_checked(labels):
+            highest = len(self.base.means) - 1
+            wrong = labels[(labels < lowest) | (labels > highest)]
+            check(len(wrong) == 0, "labels", f"numbers from {lowest} to {highest}", wrong[:1].tolist())

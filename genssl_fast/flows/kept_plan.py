@@ -7,6 +7,7 @@ from operator import is_
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from genssl_fast._library import native_module
 from genssl_fast.ops.flow_plan import FlowPlan
@@ -14,13 +15,16 @@ from genssl_fast.ops.flow_plan import FlowPlan
 __all__ = ["KeptPlan"]
 
 TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+# What else a layer's description is made of.
+OPTIONS = ("transform", "activation", "residual", "context_features")
 
 
 class KeptPlan:
-    """The plan of a flow for as long as its modules, tensors and hooks are the same objects.
+    """The plan of a flow for as long as its modules, tensors, hooks and options are the same objects.
 
-    So a flow whose parameters are swapped, as ``torch.func.functional_call`` does, or whose layers are
-    replaced, is planned anew. There is no plan for layers that only PyTorch runs, and where hooks wait.
+    So a flow whose parameters are swapped, as ``torch.func.functional_call`` does, or whose layers or
+    transforms are replaced, is planned anew. There is no plan for layers that only PyTorch runs, and where
+    hooks wait.
 
     Arguments:
         flow: what is planned.
@@ -28,14 +32,27 @@ class KeptPlan:
 
     def __init__(self, flow: nn.Module):
         modules = list(flow.modules())
+        self._attributes = list(map(vars, modules))
+        self._num_attributes = sum(map(len, self._attributes))
         self._tables = [getattr(module, name) for module in modules for name in TABLES]
         self._contents = list(chain.from_iterable(map(dict.values, self._tables)))
+        self._options = [
+            (attributes, name, attributes[name])
+            for attributes in self._attributes
+            for name in OPTIONS
+            if name in attributes
+        ]
         self.plan = None if any(map(_has_hooks, modules)) else _plan(flow)
 
     def is_current(self) -> bool:
         """Whether the flow is made of the same objects."""
         contents = chain.from_iterable(map(dict.values, self._tables))
-        return sum(map(len, self._tables)) == len(self._contents) and all(map(is_, contents, self._contents))
+        return (
+            sum(map(len, self._tables)) == len(self._contents)
+            and all(map(is_, contents, self._contents))
+            and sum(map(len, self._attributes)) == self._num_attributes  # as of a forward of its own
+            and all(attributes.get(name) is value for attributes, name, value in self._options)
+        )
 
 
 def _plan(flow: nn.Module) -> FlowPlan | None:
@@ -59,4 +76,4 @@ def _has_descriptions(flow: nn.Module) -> bool:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return bool(module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook())

@@ -69,15 +69,16 @@ class ActNorm(nn.Module):
         self.log_scale.copy_(scale.log())
         self.shift.copy_(-values.mean(1) * scale)
         self.initialized.fill_(True)
+        self._known_initialized = True
 
     def _is_initialized(self) -> bool:
-        if not self._known_initialized:
+        if not self._known_initialized and not torch.compiler.is_compiling():  # which reads no values
             self._known_initialized = bool(self.initialized)
         return self._known_initialized
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._known_initialized = False
+        self._known_initialized = not self.initialized.is_meta and bool(self.initialized)
 
     def extra_repr(self) -> str:
         return f"features={len(self.shift)}"

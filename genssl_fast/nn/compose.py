@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from genssl_fast.ops.flow_layers import CouplingLayer
+from genssl_fast.ops.flow_layers import AutoregressiveLayer, CouplingLayer
 
 __all__ = ["Compose", "Inverse"]
 
@@ -57,11 +57,12 @@ class Inverse(nn.Module):
         """``(x, log_abs_det [B])`` of the inverse."""
         return self.layer(y, context)
 
-    def plan_layer(self) -> CouplingLayer:
-        """This layer as :class:`genssl_fast.FlowPlan` takes it; it must be the inverse of a coupling."""
+    def plan_layer(self) -> CouplingLayer | AutoregressiveLayer:
+        """This layer as :class:`genssl_fast.FlowPlan` takes it; the inverse of one with a network."""
         layer = self.layer.plan_layer() if hasattr(self.layer, "plan_layer") else self.layer
-        if not isinstance(layer, CouplingLayer):
-            raise TypeError(f"layer: expected a coupling for a plan, got {type(self.layer).__name__}")
+        if not isinstance(layer, CouplingLayer | AutoregressiveLayer):
+            kind = type(self.layer).__name__
+            raise TypeError(f"layer: expected a coupling or an autoregressive layer for a plan, got {kind}")
         return layer._replace(inverse=not layer.inverse)
 
 

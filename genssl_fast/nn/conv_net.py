@@ -18,7 +18,8 @@ class ConvNet(nn.Module):
     Arguments:
         in_channels, out_channels: of input and output.
         hidden: channels between the convolutions.
-        activation: ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"silu"`` or ``"tanh"``.
+        activation: ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"silu"``, ``"tanh"``, ``"sigmoid"`` or
+            ``"softplus"``.
         context_features: length of the context, a linear function of which is added after the first
             convolution.
 

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from genssl_fast._checks import check
 from genssl_fast.nn.mlp import MLP
 from genssl_fast.ops.flow_layers import CouplingLayer
-from genssl_fast.ops.transforms import AffineTransform, SplineTransform, apply_transform, num_parameters
+from genssl_fast.ops.transforms import (
+    AffineTransform,
+    SplineTransform,
+    apply_transform,
+    check_transform,
+    num_parameters,
+)
 
 __all__ = ["AffineCoupling", "Coupling", "SplineCoupling", "identity_parameters"]
 
@@ -30,7 +36,7 @@ class Coupling(nn.Module):
             start where a spline is the identity.
 
     Raises:
-        ValueError: a mask that transforms everything or nothing.
+        ValueError, TypeError: a mask that transforms everything or nothing, a transform out of range.
 
     References:
         Dinh et al., Density Estimation Using Real NVP, https://arxiv.org/abs/1605.08803
@@ -56,6 +62,7 @@ class Coupling(nn.Module):
         check(mask.ndim == 1, "mask", "shape [D]", list(mask.shape))
         given, moved = int((~mask).sum()), int(mask.sum())
         check(given > 0 and moved > 0, "mask", "both True and False entries", mask.tolist())
+        check_transform(transform)
         self.transform = transform
         self.register_buffer("identity", (~mask).nonzero().flatten())
         self.register_buffer("transformed", mask.nonzero().flatten())

@@ -62,9 +62,13 @@ class InvertibleLinear(nn.Module):
             weight_inverse = self._kept(factors, partial(invertible_linear_weight, *factors, inverse=True))
         return invertible_linear(y, *factors, self.bias, inverse=True, weight_inverse=weight_inverse)
 
+    def refresh(self) -> None:
+        """Forgets W⁻¹: on CUDA, after changes of ``.data``, which have no version."""
+        self._kept.forget()
+
     def weight(self) -> Tensor:
-        """W [D, D]"""
-        return invertible_linear_weight(*self.factors())
+        """W [D, D] in the dtype of its factors."""
+        return invertible_linear_weight(*self.factors()).to(self.lower.dtype)
 
     def plan_layer(self) -> LinearLayer:
         """This layer as :class:`genssl_fast.FlowPlan` takes it."""

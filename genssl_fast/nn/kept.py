@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from genssl_fast._checks import is_traced
-from genssl_fast._packing import identities
+from genssl_fast._packing import Watch
 
 __all__ = ["Kept", "records_nothing"]
 
@@ -16,8 +16,9 @@ __all__ = ["Kept", "records_nothing"]
 class Kept:
     """What was computed from tensors, for as long as they do not change.
 
-    Tensors changed in place are noticed by their version. While gradients are recorded, in transforms and
-    in traces nothing is kept. A copy starts empty.
+    Tensors changed in place are noticed by their version, steps of optimizers and, on the CPU, their
+    contents; for other changes there is :meth:`forget`. While gradients are recorded, in transforms and in
+    traces nothing is kept. A copy starts empty.
 
     Example:
         >>> from genssl_fast.nn.kept import Kept
@@ -29,15 +30,17 @@ class Kept:
     """
 
     def __init__(self) -> None:
-        self._key = self._value = self._tensors = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Keeps nothing, until the next call."""
+        self._watch = self._value = None
 
     def __call__(self, tensors: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
         if not records_nothing():
             return compute()
-        key = identities(tensors)
-        if self._key is None or key != self._key:
-            # The tensors are held, so that no others can take their addresses.
-            self._key, self._value, self._tensors = key, compute(), [tensor.detach() for tensor in tensors]
+        if self._watch is None or not self._watch.sees_same(tensors):
+            self._watch, self._value = Watch(tensors), compute()
         return self._value
 
     def __reduce__(self):

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from genssl_fast._checks import check, check_choice
 from genssl_fast.nn.coupling import identity_parameters
-from genssl_fast.nn.mlp import check_context
-from genssl_fast.ops.flow_layers import ACTIVATIONS
+from genssl_fast.nn.mlp import check_context, checked_widths
+from genssl_fast.ops.flow_layers import ACTIVATIONS, AutoregressiveLayer, MLPWeights
 from genssl_fast.ops.made import MADEWeights, made_degrees, made_inverse, made_transform
-from genssl_fast.ops.transforms import AffineTransform, SplineTransform, num_parameters
+from genssl_fast.ops.transforms import AffineTransform, SplineTransform, check_transform, num_parameters
 
 __all__ = ["MaskedAutoregressive"]
 
@@ -23,17 +23,18 @@ class MaskedAutoregressive(nn.Module):
 
     Arguments:
         features: D.
-        transform: of every entry; affine ones with a layout that is not ``"cat"``. By default affine
-            with log-scales bounded as in zuko.
+        transform: of every entry, by default affine with log-scales bounded as in zuko.
         hidden: width of every hidden layer or, if residual, of every block; blocks are equally wide.
         order: the degrees of the entries, a permutation of 1 to D: an entry depends on those of lower
             degree. By default 1 to D.
-        activation: ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"silu"`` or ``"tanh"``.
+        activation: ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"silu"``, ``"tanh"``, ``"sigmoid"`` or
+            ``"softplus"``.
         residual: whether hidden layers are residual blocks, see :class:`genssl_fast.nn.MLP`.
         context_features: length of the context, a linear function of which is added to the first layer.
 
     Raises:
-        ValueError: sizes that are not positive, an order that is no permutation, an unknown activation.
+        ValueError, TypeError: sizes that are not positive, an order that is no permutation, an unknown
+            activation, a transform out of range.
 
     References:
         Papamakarios et al., Masked Autoregressive Flow for Density Estimation,
@@ -59,14 +60,11 @@ class MaskedAutoregressive(nn.Module):
         context_features: int = 0,
     ):
         super().__init__()
-        hidden = tuple(hidden)
+        check_transform(transform)
+        hidden = checked_widths(hidden, residual)
         check(features >= 1, "features", "at least 1", features)
         check_choice("activation", activation, ACTIVATIONS)
-        check(len(hidden) >= 1 and min(hidden) >= 1, "hidden", "widths of at least 1", hidden)
-        check(not residual or len(set(hidden)) == 1, "hidden", "equal widths where residual", hidden)
         check(context_features >= 0, "context_features", "at least 0", context_features)
-        layout = getattr(transform, "layout", "")
-        check(not layout.startswith("cat"), "transform.layout", "parameters of an entry together", layout)
         self.transform, self.activation, self.residual = transform, activation, residual
         self.features, self.context_features = features, context_features
         units = (hidden[0],) * (2 * len(hidden) + 1) if residual else hidden
@@ -105,9 +103,16 @@ class MaskedAutoregressive(nn.Module):
         """Of the inputs and the units of every hidden layer."""
         return tuple(getattr(self, f"degrees{i}") for i in range(self.num_degrees))
 
+    def plan_layer(self) -> AutoregressiveLayer:
+        """This layer as :class:`genssl_fast.FlowPlan` takes it."""
+        weights, biases = zip(*((layer.weight, layer.bias) for layer in self.layers))
+        network = MLPWeights(weights, biases, self.activation, self.residual)
+        context_weight = None if self.context is None else self.context.weight
+        return AutoregressiveLayer(self.degrees(), network, self.transform, context_weight=context_weight)
+
     def _apply_network(self, function, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         check_context(context, self.context_features)
-        terms = None if context is None else [self.context(context)]
+        terms = None if context is None else [self.context(context).to(x.dtype)]  # 16 bits under autocast
         return function(x, self.weights(), self.degrees(), transform=self.transform, context=terms)
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ from torch.nn import functional
 from genssl_fast._checks import check, check_choice
 from genssl_fast.ops.flow_layers import ACTIVATIONS, MLPWeights
 
-__all__ = ["MLP", "check_context"]
+__all__ = ["MLP", "check_context", "checked_widths"]
 
 
 class MLP(nn.Module):
@@ -21,7 +21,8 @@ class MLP(nn.Module):
     Arguments:
         in_features, out_features: lengths of input and output.
         hidden: width of every hidden layer or, if residual, of every block; blocks are equally wide.
-        activation: ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"silu"`` or ``"tanh"``.
+        activation: ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"silu"``, ``"tanh"``, ``"sigmoid"`` or
+            ``"softplus"``.
         residual: whether hidden layers are blocks ``h + linear(act(linear(act(h))))``.
         context_features: length of the context, 0 for none.
         dropout: probability of dropping a hidden unit in training.
@@ -51,12 +52,10 @@ class MLP(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        hidden = tuple(hidden)
+        hidden = checked_widths(hidden, residual)
         check_choice("activation", activation, ACTIVATIONS)
         check(in_features >= 1, "in_features", "at least 1", in_features)
         check(out_features >= 1, "out_features", "at least 1", out_features)
-        check(len(hidden) >= 1 and min(hidden) >= 1, "hidden", "widths of at least 1", hidden)
-        check(not residual or len(set(hidden)) == 1, "hidden", "equal widths where residual", hidden)
         check(0 <= dropout < 1, "dropout", "a probability in [0, 1)", dropout)
         check(context_features >= 0, "context_features", "at least 0", context_features)
         self.activation, self.residual, self.dropout = activation, residual, dropout
@@ -102,6 +101,15 @@ class MLP(nn.Module):
             f"activation={self.activation!r}, residual={self.residual}, "
             f"context_features={self.context_features}, dropout={self.dropout}"
         )
+
+
+def checked_widths(hidden: Sequence[int], residual: bool) -> tuple[int, ...]:
+    """Widths of hidden layers, or of residual blocks."""
+    if not isinstance(hidden, Sequence):
+        raise TypeError(f"hidden: expected a sequence of widths, as (128, 128), got {hidden!r}")
+    check(len(hidden) >= 1 and min(hidden) >= 1, "hidden", "widths of at least 1", hidden)
+    check(not residual or len(set(hidden)) == 1, "hidden", "equal widths where residual", hidden)
+    return tuple(hidden)
 
 
 def check_context(context: Tensor | None, context_features: int) -> None:

@@ -1,5 +1,7 @@
 """Planar and radial maps: one direction, or one point, of a vector at a time."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +43,7 @@ class _Parametric(nn.Module):
 
 
 class Planar(_Parametric):
-    """``y = x + u tanh(w · x + b)``, see :func:`genssl_fast.planar`.
+    """``y = x + û tanh(w · x + b)``, see :func:`genssl_fast.planar`; at first the identity for every context.
 
     Arguments:
         features: D of x [B, D].
@@ -60,6 +62,11 @@ class Planar(_Parametric):
     def __init__(self, features: int, *, context_features: int = 0):
         super().__init__([features, features, 1], context_features)
         nn.init.normal_(self.parameter, std=features**-0.5)
+        with torch.no_grad():
+            u, w, _ = self.parameter.split(self.sizes)
+            u.copy_(w * (math.log(math.expm1(1.0)) / w.square().sum()))  # softplus(w · u) = 1, so û = 0
+            if self.context is not None:
+                self.context.weight.zero_()
 
 
 class Radial(_Parametric):

@@ -70,3 +70,22 @@ def test_an_untrained_flow_is_standard_normal():
     x = samples(10, 3)
     normal = Independent(Normal(torch.zeros(3).double(), 1.0), 1)
     torch.testing.assert_close(density.log_prob(x), normal.log_prob(x), rtol=1e-6, atol=1e-6)
+
+
+def test_expanded_distributions_keep_their_checks():
+    for validated in (False, True):
+        density = flows.FlowDistribution(realnvp(), validate_args=validated)
+        assert density.expand((2,))._validate_args is validated
+
+
+def test_nothing_to_draw():
+    density = realnvp().distribution()
+    x = density.sample((0,))
+    assert x.shape == (0, 2, 2)
+    assert density.log_prob(x).shape == (0,)
+    empty = realnvp(context_features=3).distribution(samples(0, 3))
+    assert empty.log_prob(empty.sample((4,))).shape == (4, 0)
+
+
+def test_says_what_it_is():
+    assert repr(realnvp().distribution()) == "FlowDistribution(RealNVP, batch_shape=(), event_shape=(2, 2))"

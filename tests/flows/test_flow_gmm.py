@@ -73,6 +73,30 @@ def test_few_labels_teach_many_points():
     assert (model.eval().classify(x) == labels).float().mean() > 0.9
 
 
+def test_mixture_takes_the_type_of_the_flow():
+    model = FlowGMM(RealNVP(2, layers=2, hidden=(8,)).double(), 3)
+    assert model.base.means.dtype == torch.float64
+    assert model.class_log_prob(samples(4, 2)).dtype == torch.float64
+    given = FlowGMM(RealNVP(2, layers=2, hidden=(8,)), 3, means=samples(3, 2))
+    assert given.sample(4, seed=0).dtype == torch.float32
+
+
+def test_model_comes_back_from_its_flow_and_its_state():
+    flow = RealNVP(2, layers=2, hidden=(8,))
+    model = FlowGMM(flow, 3, scale=0.5).eval()
+    assert model.config is None
+    again = FlowGMM(type(flow)(**flow.config), 3).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.sample(5, seed=0), model.sample(5, seed=0))
+    x = samples(4, 2, dtype=torch.float32)
+    assert torch.equal(again.class_log_prob(x), model.class_log_prob(x))
+
+
+def test_labels_must_be_integers():
+    with pytest.raises(TypeError, match="labels: expected dtype int64"):
+        FlowGMM(RealNVP(2), 3).loss(torch.zeros(2, 2), torch.zeros(2))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -85,6 +109,18 @@ def test_few_labels_teach_many_points():
         (
             lambda: FlowGMM(RealNVP(2), 3).loss(torch.zeros(2, 2), torch.zeros(3).long()),
             r"labels: expected shape \[B\] = \[2\]",
+        ),
+        (
+            lambda: FlowGMM(RealNVP(2), 3).loss(torch.zeros(2, 2), torch.tensor([0, 3])),
+            r"labels: expected numbers from -1 to 2, got \[3\]",
+        ),
+        (
+            lambda: FlowGMM(RealNVP(2), 3).loss(torch.zeros(2, 2), torch.tensor([-2, 0])),
+            r"labels: expected numbers from -1 to 2, got \[-2\]",
+        ),
+        (
+            lambda: FlowGMM(RealNVP(2), 3).sample_classes(torch.tensor([-1, 0])),
+            r"labels: expected numbers from 0 to 2, got \[-1\]",
         ),
     ],
 )

@@ -3,10 +3,12 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from genssl_fast import flows, nn
+from genssl_fast.flows import glow
 from tests.flows.models import FLOWS, IMAGE_FLOWS, build, samples
 
 SHAPES = {**dict.fromkeys(FLOWS, (5,)), **dict.fromkeys(IMAGE_FLOWS, (1, 4, 4))}
@@ -154,6 +156,32 @@ def test_compiles_into_one_graph():
         torch.testing.assert_close(compiled(x), flow.log_prob(x))
 
 
+@pytest.mark.parametrize("name", ["realnvp-linear", "maf", "nice"])
+def test_compiles_in_training(name):
+    flow, x = build(FLOWS[name], 5, layers=1).train(), samples(3, 5)
+    flow.log_prob(x)  # normalizes
+    compiled = torch.compile(flow, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), flow.log_prob(x))
+
+
+def test_a_flow_is_called_as_its_density(flow):
+    x = samples(3, *flow.shape)
+    assert torch.equal(flow(x), flow.log_prob(x))
+
+
+def test_names_data_and_contexts_that_do_not_fit(named):
+    if named == "planar-sample":
+        pytest.skip("as planar")
+    flow = build(MAKERS[named], SHAPES[named], context_features=3)
+    x, context = samples(4, *flow.shape), samples(4, 3)
+    with pytest.raises(TypeError, match=r"^x: expected the dtype of the parameters"):
+        flow.log_prob(x.float(), context)
+    with pytest.raises(TypeError, match=r"^context: expected the dtype of the parameters"):
+        flow.log_prob(x, context.float())
+    with pytest.raises(ValueError, match=r"^context: expected shape"):
+        flow.log_prob(x, context[:1])
+
+
 def test_registry_builds_every_flow():
     for name, kind in flows.FLOWS.items():
         shape = (1, 4, 4) if name == "glow" else (3,)
@@ -186,6 +214,11 @@ def test_any_layers_make_a_flow():
         (lambda: flows.NICE(3).log_prob(torch.zeros(2, 4)), r"x: expected shape \[B, \*\[3\]\]"),
         (lambda: flows.NICE(3).inverse(torch.zeros(2, 4)), r"z: expected shape \[B, \*\[3\]\]"),
         (lambda: flows.NICE(3).log_prob(torch.zeros(2, 3), torch.zeros(2, 1)), "context: expected None"),
+        (lambda: flows.NeuralSplineFlow(3, bins=65), "bins: expected 1 to 64, got 65"),
+        (lambda: flows.NeuralSplineFlow(3, bins=0), "bins: expected 1 to 64, got 0"),
+        (lambda: flows.NeuralSplineFlow(3, autoregressive=True, masks="stripes"), "masks: expected one of"),
+        (lambda: flows.NeuralSplineFlow(3, order="sorted"), "order: expected one of"),
+        (lambda: glow.GlowStep([]), "layers: expected normalization, 1×1 convolution and coupling, got 0"),
         (lambda: flows.NICE(3).sample(-1), "n: expected at least 0, got -1"),
         (lambda: flows.NICE(3).bits_per_dim(torch.zeros(2, 3), 0), "num_levels: expected at least 1, got 0"),
     ],
@@ -193,3 +226,26 @@ def test_any_layers_make_a_flow():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: flows.RealNVP(np.int64(2)), "shape: expected an int or a sequence of ints, got"),
+        (lambda: flows.Glow(np.array([1, 8, 8])), "shape: expected an int or a sequence of ints, got"),
+        (lambda: flows.RealNVP(2, hidden=64), "hidden: expected a sequence of widths"),
+        (lambda: flows.MAF(2, hidden=64), "hidden: expected a sequence of widths"),
+        (lambda: flows.RealNVP(2).sample(2.5), "n: expected an integer, got 2.5"),
+        (lambda: flows.Glow((1, 8, 8), hidden=4).rsample(2.5), "n: expected an integer, got 2.5"),
+    ],
+)
+def test_bad_kinds(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_glow_bounds_the_scales_of_steps_and_priors():
+    bounds = {"clamp": "atan", "limit": 1.5, "prior_clamp": "zuko", "prior_limit": 3.0}
+    flow = flows.Glow((1, 8, 8), scales=2, steps=1, hidden=4, **bounds)
+    transforms = [layer.transform for layer in flow.modules() if isinstance(layer, nn.AffineCoupling)]
+    assert [(t.clamp, t.limit) for t in transforms] == [("atan", 1.5), ("zuko", 3.0), ("atan", 1.5)]

@@ -6,9 +6,9 @@ import pickle
 import pytest
 import torch
 
-from genssl_fast import nn
+from genssl_fast import FlowPlan, nn
 from genssl_fast._library import native_module
-from genssl_fast.flows import Flow, FlowGMM
+from genssl_fast.flows import Flow, FlowGMM, StandardNormal
 from tests.flows.models import FLOWS, PLANNED, build, samples
 
 pytestmark = pytest.mark.skipif(native_module is None, reason="no compiled library")
@@ -56,10 +56,22 @@ def test_samples_have_the_same_bits_in_every_batch():
 
 
 def test_other_flows_have_no_plan():
-    assert plan_of(planned("maf")) is None
+    assert plan_of(planned("planar")) is None
     assert plan_of(planned().bfloat16()) is None
     assert plan_of(Flow(2, [nn.Planar(2)])) is None
     assert planned()._plan() is None  # gradients are recorded
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Planar(5), r"layers\[1\]: expected a layer with plan_layer\(\), got Planar"),
+        (nn.Inverse(nn.ActNorm(5)), r"layers\[1\]: layer: expected a coupling or an autoregressive layer"),
+    ],
+)
+def test_a_plan_names_the_layer_it_cannot_run(layer, message):
+    with pytest.raises(TypeError, match=message):
+        FlowPlan(Flow(5, [nn.Permutation([4, 2, 0, 1, 3]), layer]))
 
 
 def test_mixture_of_classes():
@@ -102,7 +114,69 @@ def load_state(flow):
     return flow
 
 
+def set_data(flow):
+    for parameter in flow.parameters():
+        parameter.data.copy_(1.1 * parameter.detach())
+    return flow
+
+
+def step(flow):
+    optimizer = torch.optim.AdamW(flow.parameters(), lr=0.1, fused=True)
+    flow.log_prob(samples(4, 1, 5)).sum().backward()
+    optimizer.step()
+    return flow
+
+
+def replace_transform(flow):
+    flow.layers[-1].transform = flow.layers[-1].transform._replace(bound=2.0)
+    return flow
+
+
+def replace_activation(flow):
+    flow.layers[-1].network.activation = "tanh"
+    return flow
+
+
+def replace_forward(flow):
+    layer, own = flow.layers[-1], flow.layers[-1].forward
+    layer.forward = lambda x, context: own(1.5 * x, context)
+    return flow
+
+
+class Doubled(torch.nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return 2 * self.linear(x)
+
+
+def derive_linear(flow):
+    flow.layers[-1].network.layers[-1].__class__ = Doubled
+    flow.refresh()
+    return flow
+
+
+def wrap_linear(flow):
+    layers = flow.layers[-1].network.layers
+    layers[-1] = Wrapped(layers[-1])
+    return flow
+
+
 CHANGES = {
+    "data": set_data,
+    "fused optimizer": step,
+    "transform": replace_transform,
+    "activation": replace_activation,
+    "forward": replace_forward,
+    "derived linear": derive_linear,
+    "wrapped linear": wrap_linear,
     "in place": change_in_place,
     "parameter": replace_parameter,
     "layer": replace_layer,
@@ -174,3 +248,56 @@ def test_transforms_and_duals_run_the_layers():
 def test_bad_input(run, message):
     with pytest.raises(ValueError, match=message), torch.no_grad():
         run(planned())
+
+
+def test_a_fused_optimizer_step_is_seen_by_samples():
+    flow = planned()
+    before = flow.sample(3, seed=0)
+    step(flow)
+    torch.testing.assert_close(flow.sample(3, seed=0), flow.rsample(3, seed=0).detach())
+    assert not torch.allclose(flow.sample(3, seed=0), before)
+
+
+def test_kept_inverses_see_changes_without_version():
+    layer, x = nn.InvertibleLinear(6), samples(4, 6, dtype=torch.float32)
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(layer.inverse(layer(x)[0])[0], x, rtol=1e-4, atol=1e-4)
+        layer.upper.data.add_(0.1)
+
+
+def test_refresh_sees_single_entries():
+    flow, x = planned(hidden=(64,)), samples(4, 1, 5)
+    without_gradients(flow, x)
+    flow.layers[-1].network.layers[1].weight.data[3, 7] += 1.0
+    flow.refresh()
+    torch.testing.assert_close(without_gradients(flow, x)[0], eager(flow, x)[0], rtol=1e-9, atol=1e-9)
+
+
+class WithBase(StandardNormal):
+    def log_prob(self, z):
+        return super().log_prob(2 * z)
+
+
+class Shifted(Flow):
+    def inverse(self, z, context=None):
+        x, log_abs_det = super().inverse(z, context)
+        return x + 3, log_abs_det
+
+    def transform(self, x, context=None):
+        return super().transform(x - 3, context)
+
+
+def test_a_derived_base_is_asked():
+    layers, x = planned().layers, samples(4, 1, 5)
+    flow = Flow((1, 5), layers, base=WithBase((1, 5))).eval()
+    torch.testing.assert_close(without_gradients(flow, x)[2], eager(flow, x)[2])
+
+
+def test_a_derived_flow_is_asked():
+    flow, x = Shifted((1, 5), planned().layers).eval(), samples(4, 1, 5)
+    assert plan_of(flow) is None
+    torch.testing.assert_close(flow.sample(4, seed=0), flow.rsample(4, seed=0).detach())
+    torch.testing.assert_close(flow.log_prob(x), Flow((1, 5), flow.layers).eval().log_prob(x - 3))
+    with pytest.raises(TypeError, match="flow: expected Flow's own transform, got that of Shifted"):
+        FlowPlan(flow)

@@ -292,17 +292,34 @@ def test_representation_names_what_was_chosen():
         (lambda: nn.ActNorm(0), "features: expected at least 1, got 0"),
         (lambda: nn.InvertibleLinear(0), "features: expected at least 1, got 0"),
         (lambda: nn.Planar(0), "features: expected at least 1, got 0"),
+        (lambda: nn.SplineCoupling(MASK, bins=65), "transform.bins: expected 1 to 64, got 65"),
+        (lambda: nn.SplineCoupling(MASK, bins=0), "transform.bins: expected 1 to 64, got 0"),
+        (lambda: nn.AffineCoupling(MASK, limit=torch.inf), "limit: expected a positive number of fp32"),
+        (lambda: autoregressive(SplineTransform(bins=65)), "transform.bins: expected 1 to 64, got 65"),
         (lambda: nn.MLP(2, 2, hidden=()), "hidden: expected widths of at least 1"),
         (lambda: nn.MLP(2, 2, hidden=(3, 4), residual=True), "hidden: expected equal widths where residual"),
         (lambda: nn.MLP(2, 2, activation="swish"), "activation: expected one of 'relu'"),
         (lambda: nn.MLP(2, 2, dropout=1.0), "dropout: expected a probability"),
         (lambda: nn.ConvNet(2, 2, hidden=0), "hidden: expected at least 1, got 0"),
         (lambda: autoregressive(order=[1, 1, 2, 3, 4]), "order: expected a permutation of 1 to 5"),
-        (lambda: autoregressive(AffineTransform()), "transform.layout: expected parameters of an entry"),
     ],
 )  # fmt: skip
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.MLP(2, 2, hidden=64), "hidden: expected a sequence of widths, .*got 64"),
+        (lambda: autoregressive(hidden=64), "hidden: expected a sequence of widths, .*got 64"),
+        (lambda: autoregressive(None), "transform: expected an AffineTransform or a SplineTransform"),
+        (lambda: nn.Coupling(MASK, "affine"), "transform: expected an AffineTransform or a SplineTransform"),
+    ],
+)
+def test_bad_kinds(make, message):
+    with pytest.raises(TypeError, match=message):
         make()
 
 
@@ -323,8 +340,8 @@ def test_description_for_a_plan_computes_the_same(name):
     ("layer", "message"),
     [
         (nn.AffineCoupling(IMAGE_MASK, convolutional), "network: expected an MLP for a plan, got ConvNet"),
-        (nn.Inverse(nn.ActNorm(3)), "layer: expected a coupling for a plan, got ActNorm"),
-        (nn.Inverse(nn.Planar(3)), "layer: expected a coupling for a plan, got Planar"),
+        (nn.Inverse(nn.ActNorm(3)), "an autoregressive layer for a plan, got ActNorm"),
+        (nn.Inverse(nn.Planar(3)), "an autoregressive layer for a plan, got Planar"),
     ],
 )
 def test_a_plan_needs_couplings_of_perceptrons(layer, message):
