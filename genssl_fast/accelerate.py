@@ -8,7 +8,7 @@ from torch import nn
 __all__ = ["AccelerationReport", "Replaced", "Skipped", "accelerate"]
 
 # Each module has ``replacement(layer)``: the class to give the layer, why there is none, or None for what
-# does no work of its own. Such a class has ``remaining()``: which part of it is still what it was, or None.
+# does no work of its own. Such a class is derived from ``integrations._replacement.Replacement``.
 INTEGRATIONS = {
     "nflows": "genssl_fast.integrations.nflows",
     "normflows": "genssl_fast.integrations.normflows",
@@ -49,6 +49,7 @@ class AccelerationReport:
         """Gives every replaced layer its own class again; a second call does nothing."""
         for entry, layer in zip(self.replaced, self._layers):
             if type(layer) is entry.replacement:
+                layer.forget()
                 layer.__class__ = entry.original
 
     def __repr__(self) -> str:
@@ -64,8 +65,15 @@ def accelerate(module: nn.Module) -> AccelerationReport:
     Layers keep their parameters, buffers, hooks, state dict and names; only their class changes, to a
     subclass that computes the same results. So optimizers, checkpoints and ``isinstance`` go on working, and
     :meth:`AccelerationReport.undo` restores everything. A layer whose options no kernel covers, or whose
-    class a user derived from a library's, stays as it was and is reported. For densities and samples without
-    gradients, ``plan`` in ``genssl_fast.integrations.nflows``, ``.normflows`` and ``.zuko`` is faster still.
+    class a user derived from a library's, stays as it was and is reported.
+
+    Hooks of layers and of their networks run as before. Only the inverse of an autoregressive layer and plans
+    do without calls of the network: where it has hooks, such as those of ``weight_norm``, or parts of other
+    classes than the library's, the inverse is the library's own, also where they came after acceleration,
+    and a plan raises.
+
+    For densities and samples without gradients, ``plan`` in ``genssl_fast.integrations.nflows``,
+    ``.normflows`` and ``.zuko`` is faster still.
 
     Arguments:
         module: the model, or any module that holds layers of these libraries.

@@ -1,19 +1,27 @@
 """The MADE of nflows and of normflows as :func:`genssl_fast.made_inverse` takes it."""
 
+import sys
+
+import torch
 from torch import Tensor, nn
 
+from genssl_fast._checks import check
 from genssl_fast.integrations._activations import activation_name
-from genssl_fast.ops.made import MADEWeights
+from genssl_fast.integrations._plain import why_not_plain
+from genssl_fast.ops.made import MAX_LAYERS, MADEWeights
 
-__all__ = ["context_terms", "is_dropping", "masked_network", "why_not_one_pass"]
+__all__ = ["context_gates", "context_terms", "is_dropping", "masked_network", "why_not_one_pass"]
 
 NFLOWS, NORMFLOWS = "nflows.transforms.made", "normflows.nets.made"
 
 
-def why_not_one_pass(net: nn.Module, with_context: bool) -> str | None:
+def why_not_one_pass(net: nn.Module) -> str | None:
     """What keeps this network's transform from being inverted in one pass of work."""
     if type(net).__name__ != "MADE" or type(net).__module__ not in (NFLOWS, NORMFLOWS):
         return f"its network is a {type(net).__name__}"
+    reason = why_not_plain(_parts(net), _known(type(net).__module__))
+    if reason:
+        return reason
     if any(_normalizes(block) for block in net.blocks):
         return "its network normalizes batches"
     if _activation(net) is None:
@@ -22,9 +30,21 @@ def why_not_one_pass(net: nn.Module, with_context: bool) -> str | None:
         return "its network preprocesses its input"
     if hasattr(net, "hidden_features"):
         return "its network's outputs are scaled"
-    if with_context and type(net).__module__ == NORMFLOWS and len(net.blocks):
-        return "context gates its network's blocks"
+    if 2 + sum(len(_linears(block)) for block in net.blocks) > MAX_LAYERS:
+        return f"its network has more than {MAX_LAYERS} layers"
     return None
+
+
+def _parts(net: nn.Module) -> list[nn.Module]:
+    """The modules that a compiled form replaces; those of the context are called."""
+    return [part for name, part in net.named_modules() if "context_layer" not in name]
+
+
+def _known(module: str) -> set[type]:
+    """The classes of which a MADE is made."""
+    made = sys.modules[module]
+    blocks = made.MaskedFeedforwardBlock, made.MaskedResidualBlock
+    return {made.MADE, made.MaskedLinear, *blocks, nn.BatchNorm1d, nn.Dropout, nn.Identity, nn.ModuleList}
 
 
 def is_dropping(net: nn.Module) -> bool:
@@ -62,6 +82,16 @@ def context_terms(net: nn.Module, context: Tensor | None) -> list[Tensor | None]
     for block in net.blocks if _is_residual(net) else ():
         terms += [block.context_layer(context).to(dtype), None]
     return terms
+
+
+def context_gates(net: nn.Module, context: Tensor | None) -> list[Tensor | None] | None:
+    """What the context multiplies the outputs of every layer by: normflows' blocks are gated linear units."""
+    if context is None or type(net).__module__ == NFLOWS:
+        return None
+    check(_is_residual(net), "context", "None for blocks that are not residual, as in normflows", "a tensor")
+    dtype = net.initial_layer.weight.dtype
+    gates = [torch.sigmoid(block.context_layer(context)).to(dtype) for block in net.blocks]
+    return [None, *(gate for pair in zip([None] * len(gates), gates) for gate in pair)]
 
 
 def _is_residual(net: nn.Module) -> bool:

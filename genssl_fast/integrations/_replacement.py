@@ -2,7 +2,18 @@
 
 from torch import nn
 
-__all__ = ["by_class"]
+__all__ = ["Replacement", "by_class"]
+
+
+class Replacement:
+    """A layer whose work is in kernels."""
+
+    def remaining(self) -> str | None:
+        """What :func:`genssl_fast.accelerate` reports as still being what it was."""
+        return None
+
+    def forget(self) -> None:
+        """Drops what the layer keeps for the kernels, before it gets its own class again."""
 
 
 def by_class(
@@ -17,10 +28,16 @@ def by_class(
         without_work: their containers and permutations.
     """
     if type(layer) in replacements:
-        return replacements[type(layer)]
+        method = _replaced_method(layer)
+        return f"its {method} is replaced" if method else replacements[type(layer)]
     for known in replacements:
         if isinstance(layer, known):
             return f"its class is derived from {known.__name__} and may differ from it"
     if isinstance(layer, base) and not isinstance(layer, without_work):
         return "no kernel for this class"
     return None
+
+
+def _replaced_method(layer: nn.Module) -> str | None:
+    """A method of the layer's class that the layer has another one for."""
+    return next((name for name in vars(layer) if callable(getattr(type(layer), name, None))), None)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from genssl_fast._checks import check
 from genssl_fast.integrations import _made
+from genssl_fast.integrations._replacement import Replacement
 from genssl_fast.ops.made import made_inverse
 from genssl_fast.ops.rational_quadratic_spline import MAX_BINS, rational_quadratic_spline
 from genssl_fast.ops.transforms import AffineTransform, SplineTransform, apply_transform
@@ -15,7 +16,7 @@ from genssl_fast.ops.transforms import AffineTransform, SplineTransform, apply_t
 __all__ = [
     "AffineAutoregressive",
     "Coupling",
-    "Replacement",
+    "Spline",
     "SplineAutoregressive",
     "SplineCDF",
     "SplineCoupling",
@@ -101,6 +102,7 @@ def _bound(layer: nn.Module):
 
 def _spline_of_layer(layer: nn.Module, inputs: Tensor, parameters: list[Tensor], inverse: bool):
     """The spline that a layer's attributes describe: outputs, and log_abs_det [B]."""
+    layer.check_domain(inputs)
     return spline(
         inputs,
         *parameters,
@@ -121,22 +123,16 @@ def spline_transform(layer: nn.Module) -> SplineTransform:
     )  # fmt: skip
 
 
-def why_not_spline(layer: nn.Module) -> str | None:
-    """What about a layer's spline is beyond the kernel."""
+def why_not_spline(layer: nn.Module, is_known: bool) -> str | None:
+    """What about a layer's spline is beyond the kernel; ``is_known``: its library has such tails."""
+    if not is_known:
+        return f"no kernel for tails {layer.tails!r}"
     bins = layer.num_bins if hasattr(layer, "num_bins") else layer.unnormalized_widths.shape[-1]
     if bins > MAX_BINS:
         return f"its spline has more than {MAX_BINS} bins"
     if min(layer.min_bin_width, layer.min_bin_height, layer.min_derivative) <= 0:
         return "its spline has no least width, height or slope"
     return None
-
-
-class Replacement:
-    """A layer all of whose work is in kernels."""
-
-    def remaining(self) -> str | None:
-        """What :func:`genssl_fast.accelerate` reports as still being what it was."""
-        return None
 
 
 class Coupling(Replacement):
@@ -149,7 +145,14 @@ class Coupling(Replacement):
         return self._coupling_transform(inputs, transform_params, inverse=True)
 
 
-class SplineCoupling(Coupling):
+class Spline(Replacement):
+    """A layer with ``tails``."""
+
+    def check_domain(self, inputs: Tensor) -> None:
+        """Raises what the library does where there are no tails and inputs lie outside; else kernels do."""
+
+
+class SplineCoupling(Spline, Coupling):
     """Rational-quadratic coupling: knots, search, transform and log-determinant in one kernel."""
 
     def _coupling_transform(self, inputs, transform_params, inverse):
@@ -159,7 +162,7 @@ class SplineCoupling(Coupling):
         return _spline_of_layer(self, inputs, _split(self, parameters.contiguous(), hidden), inverse)
 
 
-class SplineCDF(Replacement):
+class SplineCDF(Spline):
     """A rational-quadratic spline per feature, the same for every sample."""
 
     def _spline(self, inputs, inverse=False):
@@ -179,20 +182,20 @@ class Autoregressive(Replacement):
 
     def inverse(self, inputs, context=None):
         net, transform = self.autoregressive_net, self.transform_of_outputs()
-        if self._why_not_one_pass(context is not None) or _made.is_dropping(net):
+        if self._why_not_one_pass() or _made.is_dropping(net):
             return super().inverse(inputs, context)
         weights, degrees = _made.masked_network(net)
-        terms = _made.context_terms(net, context)
-        return made_inverse(inputs, weights, degrees, transform=transform, context=terms)
+        terms, gates = _made.context_terms(net, context), _made.context_gates(net, context)
+        return made_inverse(inputs, weights, degrees, transform=transform, context=terms, gates=gates)
 
     def remaining(self) -> str | None:
-        reason = self._why_not_one_pass(hasattr(self.autoregressive_net, "context_layer"))
+        reason = self._why_not_one_pass()
         return reason and f"the inverse takes a pass for each dimension: {reason}"
 
-    def _why_not_one_pass(self, with_context: bool) -> str | None:
+    def _why_not_one_pass(self) -> str | None:
         if self.transform_of_outputs() is None:
             return "its splines differ in tails or bounds"
-        return _made.why_not_one_pass(self.autoregressive_net, with_context)
+        return _made.why_not_one_pass(self.autoregressive_net)
 
 
 class AffineAutoregressive(Autoregressive):
@@ -205,8 +208,12 @@ class AffineAutoregressive(Autoregressive):
         return affine_of_outputs(self.transform_of_outputs(), inputs, autoregressive_params, True)
 
 
-class SplineAutoregressive(Autoregressive):
+class SplineAutoregressive(Spline, Autoregressive):
     """A spline of each dimension in one kernel."""
+
+    def inverse(self, inputs, context=None):
+        self.check_domain(inputs)
+        return super().inverse(inputs, context)
 
     def transform_of_outputs(self):
         if isinstance(self.tails, list | tuple) or isinstance(self.tail_bound, Tensor):

@@ -4,14 +4,14 @@ import math
 
 from nflows import flows, transforms
 from nflows.distributions.normal import StandardNormal
-from nflows.nn.nets import ResidualNet
+from nflows.nn.nets import resnet
 from nflows.transforms.base import InputOutsideDomain
 from nflows.transforms.coupling import CouplingTransform
 from torch import Tensor, nn
 
 from genssl_fast._checks import values_are_checked
 from genssl_fast.integrations import _spline_flows
-from genssl_fast.integrations._plan import PlannedFlow, perceptron, unplanned
+from genssl_fast.integrations._plan import PlannedFlow, check_plain, perceptron, unplanned
 from genssl_fast.integrations._replacement import by_class
 from genssl_fast.ops.flow_layers import (
     CouplingLayer,
@@ -99,14 +99,26 @@ def rational_quadratic_spline(
         >>> bool(((y >= 0) & (y <= 1)).all())
         True
     """
-    low, high = (bottom, top) if inverse else (left, right)
-    if values_are_checked(inputs) and bool(((inputs < low) | (inputs > high)).any()):
-        raise InputOutsideDomain(f"inputs: expected values in [{low}, {high}]")
+    _check_domain(inputs, *((bottom, top) if inverse else (left, right)))
     return _spline_flows.spline(
         inputs, unnormalized_widths, unnormalized_heights, unnormalized_derivatives,
         inverse=inverse, tails=None, tail_bound=(left, right, bottom, top), elementwise=True,
         min_bin_width=min_bin_width, min_bin_height=min_bin_height, min_derivative=min_derivative,
     )  # fmt: skip
+
+
+def _check_domain(inputs: Tensor, low: float, high: float) -> None:
+    """Raises nflows' exception for inputs outside."""
+    if values_are_checked(inputs) and bool(((inputs < low) | (inputs > high)).any()):
+        raise InputOutsideDomain(f"inputs: expected values in [{low}, {high}]")
+
+
+class _UnitDomain:
+    """A layer with ``tails``; without, it takes values in [0, 1]."""
+
+    def check_domain(self, inputs):
+        if self.tails is None:
+            _check_domain(inputs, 0.0, 1.0)
 
 
 class AffineCouplingTransform(_spline_flows.Coupling, transforms.AffineCouplingTransform):
@@ -124,12 +136,14 @@ class AdditiveCouplingTransform(_spline_flows.Coupling, transforms.AdditiveCoupl
 
 
 class PiecewiseRationalQuadraticCouplingTransform(
-    _spline_flows.SplineCoupling, transforms.PiecewiseRationalQuadraticCouplingTransform
+    _UnitDomain, _spline_flows.SplineCoupling, transforms.PiecewiseRationalQuadraticCouplingTransform
 ):
     """The spline coupling for [B, D] and [B, C, H, W], in one kernel each way."""
 
 
-class PiecewiseRationalQuadraticCDF(_spline_flows.SplineCDF, transforms.PiecewiseRationalQuadraticCDF):
+class PiecewiseRationalQuadraticCDF(
+    _UnitDomain, _spline_flows.SplineCDF, transforms.PiecewiseRationalQuadraticCDF
+):
     """A learned spline per feature, in one kernel each way."""
 
 
@@ -145,7 +159,9 @@ class MaskedAffineAutoregressiveTransform(
 
 
 class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
-    _spline_flows.SplineAutoregressive, transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform
+    _UnitDomain,
+    _spline_flows.SplineAutoregressive,
+    transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
 ):
     """The autoregressive spline layer; the inverse takes one pass of work."""
 
@@ -179,12 +195,31 @@ WITHOUT_WORK = (
     transforms.Permutation,
     transforms.SqueezeTransform,
 )
+PLANNED = {
+    *COUPLINGS,
+    nn.Dropout,
+    nn.Identity,
+    nn.Linear,
+    nn.ModuleList,
+    resnet.ResidualBlock,
+    resnet.ResidualNet,
+    StandardNormal,
+    transforms.ActNorm,
+    transforms.BatchNorm,
+    transforms.CompositeTransform,
+    transforms.LULinear,
+    transforms.Permutation,
+    transforms.RandomPermutation,
+    transforms.ReversePermutation,
+}
 
 
 def replacement(layer: nn.Module) -> type | str | None:
     """The class that :func:`genssl_fast.accelerate` gives this layer, why there is none, or None."""
     found = by_class(layer, REPLACEMENTS, transforms.Transform, WITHOUT_WORK)
-    return _spline_flows.why_not_spline(layer) or found if found in SPLINES else found
+    if found in SPLINES:
+        return _spline_flows.why_not_spline(layer, layer.tails in (None, "linear")) or found
+    return found
 
 
 def plan(flow: flows.Flow) -> FlowPlan:
@@ -192,7 +227,8 @@ def plan(flow: flows.Flow) -> FlowPlan:
 
     Couplings are affine, additive or rational-quadratic ones of vectors whose networks are ``ResidualNet``;
     between them come permutations, ``LULinear``, ``ActNorm`` and ``BatchNorm``, as in evaluation. Later
-    changes of the flow's weights are noticed as :class:`genssl_fast.FlowPlan` says.
+    changes of the flow's weights are noticed as :class:`genssl_fast.FlowPlan` says, other changes, such as
+    hooks, are not.
 
     Arguments:
         flow: with a ``StandardNormal`` and without an embedding of its context; accelerated or not.
@@ -217,6 +253,7 @@ def plan(flow: flows.Flow) -> FlowPlan:
 
 
 def _flow_layers(flow: flows.Flow) -> list[Layer]:
+    check_plain(flow, flows.Flow, [flow._transform, flow._distribution, flow._embedding_net], PLANNED)
     return _layers(flow._transform)
 
 
@@ -225,11 +262,11 @@ def _layers(transform: nn.Module) -> list[Layer]:
     match transform:
         case transforms.CompositeTransform():
             return [layer for part in transform._transforms for layer in _layers(part)]
-        case CouplingTransform() if type(transform) in COUPLINGS:
+        case CouplingTransform():
             return [_coupling_layer(transform)]
         case transforms.Permutation(_dim=1):
             return [PermutationLayer(transform._permutation)]
-        case transforms.LULinear() if type(transform) is transforms.LULinear:
+        case transforms.LULinear():
             return [LinearLayer(transform.weight(), transform.bias, transform.logabsdet())]
         case transforms.ActNorm():
             return [ElementwiseLayer(transform.shift, transform.log_scale)]
@@ -245,12 +282,8 @@ def _batch_norm_layer(transform: transforms.BatchNorm) -> ElementwiseLayer:
 
 def _coupling_layer(layer: nn.Module) -> CouplingLayer:
     net = layer.transform_net
-    if layer.unconditional_transform is not None:
-        raise unplanned(layer, "it transforms every feature")
-    if type(net) is not ResidualNet or net.context_features is not None:
+    if type(net) is not resnet.ResidualNet or net.context_features is not None:
         raise unplanned(net, "its network is not a ResidualNet without context")
-    if any(block.use_batch_norm for block in net.blocks):
-        raise unplanned(net, "it normalizes batches")
     inner = [linear for block in net.blocks for linear in block.linear_layers]
     linears = [net.initial_layer, *inner, net.final_layer]
     network = perceptron(net, linears, [block.activation for block in net.blocks], residual=True)

@@ -12,15 +12,14 @@ from normflows.nets import MLP
 from torch import Tensor, nn
 
 from genssl_fast.integrations import _spline_flows
-from genssl_fast.integrations._plan import PlannedFlow, perceptron, unplanned
-from genssl_fast.integrations._replacement import by_class
+from genssl_fast.integrations._plan import PlannedFlow, check_plain, sequential, unplanned
+from genssl_fast.integrations._replacement import Replacement, by_class
 from genssl_fast.ops.affine_coupling import affine_coupling, affine_parameters
 from genssl_fast.ops.flow_layers import (
     CouplingLayer,
     ElementwiseLayer,
     Layer,
     LinearLayer,
-    MLPWeights,
     PermutationLayer,
 )
 from genssl_fast.ops.flow_plan import FlowPlan
@@ -114,7 +113,7 @@ def rational_quadratic_spline(
     )  # fmt: skip
 
 
-class AffineCoupling(_spline_flows.Replacement, flows.AffineCoupling):
+class AffineCoupling(Replacement, flows.AffineCoupling):
     """Shift and scale of the second of two parts, with their log-determinant, in one kernel each way."""
 
     def forward(self, z):
@@ -135,7 +134,7 @@ class AffineCoupling(_spline_flows.Replacement, flows.AffineCoupling):
         return [given, moved], log_det
 
 
-class MaskedAffineFlow(_spline_flows.Replacement, flows.MaskedAffineFlow):
+class MaskedAffineFlow(Replacement, flows.MaskedAffineFlow):
     """RealNVP with a mask of zeros and ones, of which zeros are transformed."""
 
     def forward(self, z):
@@ -204,13 +203,32 @@ WITHOUT_WORK = (
     flows.Squeeze,
     flows.mixing._Permutation,
 )
+PLANNED = {
+    AffineCoupling,
+    DiagGaussian,
+    MLP,
+    flows.ActNorm,
+    flows.AffineConstFlow,
+    flows.AffineCoupling,
+    flows.AffineCouplingBlock,
+    flows.LULinearPermute,
+    flows.Merge,
+    flows.Permute,
+    flows.Split,
+    flows.mixing._LULinear,
+    flows.mixing._RandomPermutation,
+    nn.Dropout,
+    nn.Linear,
+    nn.ModuleList,
+    nn.Sequential,
+}
 
 
 def replacement(layer: nn.Module) -> type | str | None:
     """The class that :func:`genssl_fast.accelerate` gives this layer, why there is none, or None."""
     found = by_class(layer, REPLACEMENTS, Flow, WITHOUT_WORK)
     if found in SPLINES:
-        return _spline_flows.why_not_spline(layer) or found
+        return _spline_flows.why_not_spline(layer, _has_known_tails(layer)) or found
     if found is MaskedAffineFlow and not bool(((layer.b == 0) | (layer.b == 1)).all()):
         return "its mask has values other than 0 and 1"
     if found is MaskedAffineFlow and not bool((layer.b == 0).any()):
@@ -220,12 +238,18 @@ def replacement(layer: nn.Module) -> type | str | None:
     return found
 
 
+def _has_known_tails(layer: nn.Module) -> bool:
+    kinds = layer.tails if isinstance(layer.tails, list | tuple) else [layer.tails or "linear"]
+    return set(kinds) <= {"linear", "circular"}
+
+
 def plan(model: NormalizingFlow) -> FlowPlan:
     """A model of affine couplings as one compiled call for densities and one for samples; no derivatives.
 
     Couplings are ``AffineCouplingBlock`` of vectors in halves of channels whose ``param_map`` is ``MLP``;
     between them come ``Permute``, ``LULinearPermute``, ``AffineConstFlow`` and an ``ActNorm`` that has seen
-    data. Later changes of the model's weights are noticed as :class:`genssl_fast.FlowPlan` says.
+    data. Later changes of the model's weights are noticed as :class:`genssl_fast.FlowPlan` says, other
+    changes, such as hooks, are not.
 
     Arguments:
         model: with a ``DiagGaussian`` of vectors, whose mean and scale become a layer; accelerated or not.
@@ -249,6 +273,7 @@ def plan(model: NormalizingFlow) -> FlowPlan:
 
 
 def _model_layers(model: NormalizingFlow) -> list[Layer]:
+    check_plain(model, NormalizingFlow, [model.flows, model.q0], PLANNED)
     columns = torch.arange(model.q0.shape[0], device=model.q0.loc.device)
     layers = [layer for flow in reversed(model.flows) for layer in _layers(flow, columns)]
     return [*layers, _normalization(model.q0.loc, model.q0.log_scale)]
@@ -283,18 +308,12 @@ def _coupling_layer(block: flows.AffineCouplingBlock, columns: Tensor) -> Coupli
     split, affine, _ = block.flows
     if split.mode not in ("channel", "channel_inv"):
         raise unplanned(block, "it does not split vectors in halves")
-    if type(affine) not in (flows.AffineCoupling, AffineCoupling) or type(affine.param_map) is not MLP:
-        raise unplanned(affine, "its map is not an MLP")
+    net = affine.param_map
+    if type(net) is not MLP:
+        raise unplanned(net, "its map is not an MLP")
     first, second = columns.chunk(2)
     given, moved = (first, second) if split.mode == "channel" else (second, first)
     options = CLAMPS[affine.scale_map] | {"layout": "interleaved"} if affine.scale else {"layout": "shift"}
-    return CouplingLayer(given, moved, _network(affine.param_map), AffineTransform(**options), inverse=True)
-
-
-def _network(mlp: MLP) -> MLPWeights:
-    *hidden, last = mlp.net
-    if not isinstance(last, nn.Linear):
-        raise unplanned(mlp, "a function of its output")
-    linears = [module for module in hidden if isinstance(module, nn.Linear)]
-    activations = [module for module in hidden if not isinstance(module, nn.Linear | nn.Dropout)]
-    return perceptron(mlp, [*linears, last], activations)
+    return CouplingLayer(
+        given, moved, sequential(net, net.net, nn.Linear), AffineTransform(**options), inverse=True
+    )

@@ -7,7 +7,7 @@ from torch import nn
 
 from genssl_fast.accelerate import accelerate
 
-__all__ = ["accelerated", "agree", "randomize", "same_function"]
+__all__ = ["accelerated", "agree", "randomize", "same_function", "within_error"]
 
 
 def randomize(module: nn.Module, scale: float = 0.5, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -31,6 +31,14 @@ def accelerated(module: nn.Module, left: str | None = None) -> nn.Module:
 
 def agree(ours, theirs, tolerance: float = 1e-11) -> None:
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, check_dtype=False)
+
+
+def within_error(found, exact, *others, factor: float = 2) -> None:
+    """Its largest error is at most ``factor`` times that of one of the others, and 4 ulp of fp32."""
+    assert found.shape == exact.shape
+    error, *of_others = ((values - exact).detach().abs().max().item() for values in (found, *others))
+    bound = factor * max(of_others) + 4 * 2.0**-23 * exact.detach().abs().max().item()
+    assert error <= bound, f"{error:.2e} > {bound:.2e}"
 
 
 def same_function(module: nn.Module, ours: nn.Module, call, tolerance: float = 1e-11) -> None:

@@ -106,6 +106,51 @@ def test_accelerated_models_are_copied_pickled_and_moved():
     agree(layer.double().inverse(x.double())[0], layer.float().inverse(x)[0], 1e-5)
 
 
+def test_undo_keeps_hooks_that_came_later():
+    layer, x = transforms.MaskedAffineAutoregressiveTransform(4, 8), torch.randn(5, 4)
+    report = accelerate(layer)
+    layer.register_forward_hook(lambda module, inputs, outputs: (2 * outputs[0], outputs[1]))
+    layer.autoregressive_net.register_forward_hook(lambda module, inputs, output: 2 * output)
+    expected = layer(x)[0], layer.inverse(x)[0]
+    report.undo()
+    assert type(layer) is transforms.MaskedAffineAutoregressiveTransform
+    agree((layer(x)[0], layer.inverse(x)[0]), expected, 1e-5)
+
+
+def test_copies_are_accelerated_on_their_own():
+    layer, x = mixed_flow(), torch.randn(5, 4)
+    expected = layer.log_prob(x)
+    before = copy.deepcopy(layer)
+    report = accelerate(layer)
+    after = copy.deepcopy(layer)
+    report.undo()
+    assert type(before._transform._transforms[0]) is transforms.MaskedAffineAutoregressiveTransform
+    assert type(after._transform._transforms[0]) is report.replaced[0].replacement
+    assert len(accelerate(before).replaced) == 2
+    assert not accelerate(after).replaced
+    for copied in (before, after):
+        agree(copied.log_prob(x), expected, 1e-4)
+
+
+def test_replicas_as_data_parallel_makes_them():
+    """Modules of another ``__dict__``, whose parameters are tensors."""
+    layer, x = transforms.MaskedAffineAutoregressiveTransform(4, 8), torch.randn(5, 4)
+    accelerate(layer)
+
+    def replicate(module):
+        replica = module._replicate_for_data_parallel()
+        for name, child in module._modules.items():
+            replica._modules[name] = child if child is None else replicate(child)
+        for name, parameter in module._parameters.items():
+            setattr(replica, name, parameter.detach().clone().requires_grad_())
+        return replica
+
+    replica = replicate(layer)
+    assert not list(replica.parameters())
+    assert torch.equal(replica.inverse(x)[0], layer.inverse(x)[0])
+    assert torch.equal(replica(x)[0], layer(x)[0])
+
+
 def test_classes_that_users_derived_are_left():
     report = accelerate(OwnCoupling([1, 0], net))
     assert not report.replaced
@@ -151,6 +196,27 @@ def test_torch_compile():
     expected = layer(x)
     accelerate(layer)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    agree(compiled(x), expected, 1e-4)
+
+
+def test_models_that_are_compiled_already():
+    torch._dynamo.reset()
+    flow, x = mixed_flow(), torch.rand(5, 4)
+    compiled = torch.compile(flow._transform._transforms[0], backend="aot_eager")
+    expected = compiled(x)
+    report = accelerate(compiled)
+    assert [entry.name for entry in report.replaced] == ["_orig_mod"]
+    agree(compiled(x), expected, 1e-4)
+    report.undo()
+    agree(compiled(x), expected, 1e-6)
+
+
+def test_compiled_inverse_is_one_graph():
+    torch._dynamo.reset()
+    layer, x = transforms.MaskedAffineAutoregressiveTransform(4, 8), torch.randn(5, 4)
+    expected = layer.inverse(x)
+    accelerate(layer)
+    compiled = torch.compile(layer.inverse, backend="aot_eager", fullgraph=True)
     agree(compiled(x), expected, 1e-4)
 
 

@@ -1,5 +1,7 @@
 """Our modules with the weights of nflows', normflows' and FrEIA's: the same values and log-determinants."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from torch.nn import functional
 import genssl_fast
 from genssl_fast.nn import ActNorm, AffineCoupling, Compose, Inverse, InvertibleLinear, Permutation, Planar
 from genssl_fast.ops.affine_coupling import affine_coupling, affine_parameters
-from tests.integrations.parity import agree, randomize
+from tests.integrations.parity import agree, randomize, within_error
 
 
 def data(*shape):
@@ -21,6 +23,19 @@ def both_directions_agree(ours, theirs, x, tolerance=1e-11):
     agree(ours(x), (y, log_abs_det.expand(len(x))), tolerance)
     back, log_abs_det = theirs.inverse(y)
     agree(ours.inverse(y), (back, log_abs_det.expand(len(x))), tolerance)
+    for values, direction in ((x, "__call__"), (y, "inverse")):
+        single_precision_agrees(ours, theirs, values.detach(), direction)
+
+
+def single_precision_agrees(ours, theirs, x, direction):
+    """The same with numbers of fp32, by the error of theirs; batches of 1 are ours alone."""
+    ours, theirs, x = copy.deepcopy(ours).float(), copy.deepcopy(theirs).float(), x.float()
+    expected = getattr(theirs, direction)(x)
+    exact = getattr(copy.deepcopy(theirs).double(), direction)(x.double())
+    one_by_one = zip(*(getattr(ours, direction)(row) for row in x.split(1)))
+    for results in (getattr(ours, direction)(x), map(torch.cat, one_by_one)):
+        for found, true, other in zip(results, exact, expected):
+            within_error(found, true.expand(found.shape), other)
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (2, 3, 4, 4)])

@@ -13,6 +13,7 @@ from nflows.nn.nets import ConvResidualNet, ResidualNet  # noqa: E402
 from nflows.transforms import made, splines  # noqa: E402
 from nflows.transforms.base import InputOutsideDomain  # noqa: E402
 
+from genssl_fast.accelerate import accelerate  # noqa: E402
 from genssl_fast.integrations import nflows as ours  # noqa: E402
 
 MASK = [1, -1, 1, 1, -1]
@@ -154,6 +155,27 @@ def test_autoregressive_without_tails():
     x, fast = data(6, 4).sigmoid(), accelerated(layer)
     same_function(layer, fast, lambda m: m(x))
     same_function(layer, fast, lambda m: m.inverse(x), 1e-10)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("kind", [
+    lambda: transforms.PiecewiseRationalQuadraticCouplingTransform(MASK, residual_net),
+    lambda: transforms.PiecewiseRationalQuadraticCDF(5),
+    lambda: transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(5, 9, 4),
+], ids=["coupling", "CDF", "autoregressive"])  # fmt: skip
+def test_values_outside_the_domain_raise_as_theirs(kind, inverse):
+    layer = randomize(kind())
+    for x in (1 + data(7, 5).sigmoid(), -data(7, 5).sigmoid()):
+        for m in (layer, accelerated(layer)):
+            with pytest.raises(InputOutsideDomain):
+                m.inverse(x) if inverse else m(x)
+
+
+def test_tails_that_the_library_does_not_have_are_left():
+    layer = transforms.PiecewiseRationalQuadraticCouplingTransform(MASK, residual_net, tails="circular")
+    assert accelerate(layer).skipped[0].reason == "no kernel for tails 'circular'"
+    with pytest.raises(RuntimeError, match="circular tails are not implemented"):
+        layer(torch.randn(3, 5))
 
 
 @pytest.mark.parametrize("features", [2, 16, 64, 256, 784])

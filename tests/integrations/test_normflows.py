@@ -67,6 +67,19 @@ def test_affine_coupling(scale_map, inverse):
     same_function(block, accelerated(block), lambda m: m.inverse(z) if inverse else m(z))
 
 
+@pytest.mark.parametrize("scale_map", ["sigmoid", "sigmoid_inv"])
+@pytest.mark.parametrize("direction", ["__call__", "inverse"])
+def test_log_determinant_where_theirs_is_infinite(scale_map, direction):
+    """A scale of e^-198 in fp32, and as it should be in fp64."""
+    block = flows.AffineCouplingBlock(nets.MLP([1, 2]), scale_map=scale_map)
+    torch.nn.init.zeros_(block.flows[1].param_map.net[0].weight)
+    block.flows[1].param_map.net[0].bias.data = torch.tensor([0.5, -200.0])
+    z = torch.ones(1, 2)
+    assert getattr(block, direction)(z)[1].isinf()
+    found = getattr(accelerated(block), direction)(z)[1]
+    agree(found, getattr(block.double(), direction)(z.double())[1], 1e-6)
+
+
 @pytest.mark.parametrize("options", [
     {},
     {"scale_map": "exp", "use_lu": False},
@@ -132,7 +145,11 @@ def test_autoregressive_spline(options):
     {"use_residual_blocks": False},
     {"use_residual_blocks": False, "random_mask": True},
     {"num_blocks": 0, "context_features": 2},
-], ids=str)  # fmt: skip
+    {"context_features": 2},
+    {"num_blocks": 1, "context_features": 2, "activation": torch.tanh},
+], ids=[
+    "residual", "no blocks", "plain", "random mask", "no blocks, context", "context", "tanh, context",
+])  # fmt: skip
 def test_autoregressive(kind, options):
     torch.manual_seed(0)
     tails = {} if kind is MaskedAffineAutoregressive else {"tails": "linear", "num_bins": 4}
@@ -142,13 +159,18 @@ def test_autoregressive(kind, options):
     fast = accelerated(layer)
     same_function(layer, fast, lambda m: m(z, context))
     same_function(layer, fast, lambda m: m.inverse(z, context), 1e-10)
+    agree(fast.inverse(fast(z, context)[0], context)[0], z, 1e-9)
 
 
-def test_gated_context_and_lists_of_tails_keep_passes():
-    gated = randomize(MaskedAffineAutoregressive(3, 8, context_features=2))
-    report = accelerate(gated)
-    assert len(report.replaced) == len(report.skipped) == 1
-    assert "a pass for each dimension: context gates" in report.skipped[0].reason
+def test_gated_context_takes_one_pass(monkeypatch):
+    layer = accelerated(MaskedAffineAutoregressive(3, 8, context_features=2))
+    monkeypatch.setattr(
+        type(layer.autoregressive_net), "forward", lambda *args: pytest.fail("the inverse took a pass")
+    )
+    layer.inverse(torch.randn(4, 3), torch.randn(4, 2))
+
+
+def test_lists_of_tails_keep_passes():
     circular = randomize(flows.CircularAutoregressiveRationalQuadraticSpline(3, 1, 8, [1], tail_bound=2.0))
     z = data(4, 3).tanh()
     expected = circular(z)

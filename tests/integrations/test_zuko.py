@@ -1,6 +1,8 @@
 """zuko's transforms and lazy layers against ours: values, log-determinants, gradients, contexts."""
 
+import copy
 import math
+import pickle
 from functools import partial
 
 import pytest
@@ -19,6 +21,7 @@ from zuko.flows.spline import CircularRQSTransform  # noqa: E402
 
 from genssl_fast.accelerate import accelerate  # noqa: E402
 from genssl_fast.integrations import zuko as ours  # noqa: E402
+from genssl_fast.integrations._fused_transforms import univariate_of  # noqa: E402
 
 UNIVARIATE = {
     "affine": {},
@@ -159,7 +162,7 @@ def test_report_prints_and_undoes():
 
 
 def test_bound_is_pi():
-    assert ours._describe(CircularRQSTransform, [(4,)]).transform.bound == math.pi
+    assert univariate_of(CircularRQSTransform, [(4,)]).transform.bound == math.pi
 
 
 @pytest.mark.parametrize("name", ["affine", "additive", "spline"])
@@ -203,3 +206,31 @@ def test_degrees_follow_the_masks():
     layer().inv(y)
     layer.load_state_dict(other.state_dict())
     agree(layer().inv(y), other().inv(y), 1e-5)
+
+
+def test_masks_that_say_more_than_degrees():
+    """A connection fewer than the order allows, and what the layer keeps of its masks."""
+    layer = randomize(MaskedAutoregressiveTransform(4, 2, hidden_features=(8, 8)))
+    fast = accelerated(layer)
+    x, c = data(5, 4), data(5, 2)
+    agree(fast(c).inv.call_and_ladj(x), layer(c).inv.call_and_ladj(x), 1e-10)
+    for module in (layer, fast):
+        for index, entry in ((0, (3, 0)), (0, (5, 4)), (2, (7, 1)), (4, (6, 2))):
+            assert module.hyper[index].mask[entry]
+            module.hyper[index].mask[entry] = False
+    agree(fast(c).inv.call_and_ladj(x), layer(c).inv.call_and_ladj(x), 1e-10)
+
+
+def test_copies_and_what_undo_leaves():
+    layer, x = MaskedAutoregressiveTransform(4), torch.randn(3, 4)
+    attributes = set(vars(layer))
+    report = accelerate(layer)
+    expected = layer().inv(x)
+    for other in (
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+        layer._replicate_for_data_parallel(),
+    ):
+        assert torch.equal(other().inv(x), expected)
+    report.undo()
+    assert set(vars(layer)) == attributes
