@@ -25,13 +25,13 @@ from matplotlib import pyplot  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn.functional import pad  # noqa: E402
 
-from genssl_fast._progress import ProgressReport  # noqa: E402
 from genssl_fast.data import load_digits  # noqa: E402
 from genssl_fast.metrics import (  # noqa: E402
     forest_two_sample_accuracy,
     frechet_distance,
     principal_components,
 )
+from genssl_fast.progress import ProgressReport  # noqa: E402
 from genssl_fast.score_model import ScoreModel  # noqa: E402
 
 ROOT = Path(__file__).parents[1]

@@ -5,6 +5,7 @@ after the command draw these alone.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -13,9 +14,9 @@ matplotlib.use("Agg")
 import torch
 from matplotlib import pyplot
 
-from genssl_fast._progress import ProgressReport
 from genssl_fast.data import DENSITIES, Scale, load_density
 from genssl_fast.flow_model import FlowModel, FlowModelConfig
+from genssl_fast.progress import ProgressReport
 from genssl_fast.training import FlowTrainer, FlowTrainingConfig
 
 PICTURE = Path(__file__).parents[1] / "flow_densities.png"
@@ -24,13 +25,16 @@ FLOWS = {
     "nice": {"layers": 8, **WIDE},
     "realnvp": {"layers": 16, **WIDE},
     "spline": {"layers": 6, "bins": 16, **WIDE},
-    "maf": {"layers": 8, "clamp": "tanh", "limit": 2.0, **WIDE},
+    "maf": {"layers": 8, **WIDE},
     "iaf": {"layers": 4, **WIDE},
     "planar": {"layers": 32},
     "made": {"hidden": [64, 64]},
 }
 TRAINING = FlowTrainingConfig(steps=2000, batch=512, learning_rate=2e-3, held_out=0.05, patience=20)
+LEARNING_RATES = {"planar": 2e-2}
 PIXELS, POINTS = 200, 5000
+# Flows start as the identity. There, a density that is symmetric gives an additive coupling no slope.
+START_NOISE = 0.05
 
 
 def main(names: list[str]) -> None:
@@ -59,7 +63,11 @@ def main(names: list[str]) -> None:
 
 def train(flow: str, density: str) -> FlowModel:
     data = load_density(density)
-    trainer = FlowTrainer(FlowModelConfig((2,), flow, FLOWS[flow], scale=data.scale), TRAINING)
+    training = replace(TRAINING, learning_rate=LEARNING_RATES.get(flow, TRAINING.learning_rate))
+    trainer = FlowTrainer(FlowModelConfig((2,), flow, FLOWS[flow], scale=data.scale), training)
+    noise = torch.Generator().manual_seed(0)
+    for parameter in trainer.model.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=noise), alpha=START_NOISE)
     with ProgressReport(f"{density} by {flow}", TRAINING.steps, "steps") as progress:
         while not trainer.finished:
             trainer.train_step(data.samples)

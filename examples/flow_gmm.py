@@ -18,10 +18,10 @@ from sklearn import datasets
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from genssl_fast._progress import ProgressReport
 from genssl_fast.data import NUM_TRAINING_DIGITS, load_digits
 from genssl_fast.flows import FlowGMM, RealNVP
 from genssl_fast.preprocessing import Preprocessing
+from genssl_fast.progress import ProgressReport
 
 __all__ = ["accuracy", "linear_accuracy", "train"]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from genssl_fast._progress import ProgressReport
 from genssl_fast.data import BUNDLED
 from genssl_fast.flow_model import FlowModel, FlowModelConfig
+from genssl_fast.progress import ProgressReport
 from genssl_fast.training import FlowTrainer, FlowTrainingConfig
 
 __all__ = ["CASES", "Case", "bits_per_dim", "log_likelihood", "quality", "train"]

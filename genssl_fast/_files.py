@@ -17,8 +17,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     never a part; after an error the temporary path is removed and `path` is as it was.
 
     Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "greeting.txt"
+        >>> import pathlib, tempfile
+        >>> target = pathlib.Path(tempfile.mkdtemp()) / "greeting.txt"
         >>> with replacing(target) as temporary:
         ...     _ = temporary.write_text("hello")
         >>> target.read_text()

@@ -41,8 +41,8 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], config: Map
         OSError: If the file cannot be written.
 
     Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
         >>> save_checkpoint(path, {"weight": torch.ones(2)}, {"kind": "example"})
         >>> load_checkpoint(path).config
         {'kind': 'example'}

@@ -28,10 +28,42 @@ NUM_TRAINING_PATIENTS = 455
 
 
 class Scale(NamedTuple):
-    """The range of the data that networks see as [-1, 1]."""
+    """The range of the data that networks see as [-1, 1]: one for all entries of a sample, or one for each.
 
-    low: float
-    high: float
+    Ranges of entries are nested tuples in the shape of a sample; they are applied, and results are, in fp64.
+
+    Example:
+        >>> Scale((0.0, -5.0), (1e6, 5.0)).restore(torch.tensor([[0.0, 0.5]])).tolist()
+        [[500000.0, 2.5]]
+    """
+
+    low: float | tuple
+    high: float | tuple
+
+    @classmethod
+    def of(cls, low: float | list | tuple, high: float | list | tuple) -> "Scale":
+        """From numbers or nested lists of them, as JSON holds a scale."""
+        return cls(_nested_tuple(low), _nested_tuple(high))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of a sample where every entry has its range; else ()."""
+        return tuple(self._bounds("cpu")[0].shape) if isinstance(self.low, tuple) else ()
+
+    @property
+    def overall(self) -> "Scale":
+        """One range that holds those of all entries."""
+        low, high = self._bounds("cpu")
+        return Scale(float(low.min()), float(high.max())) if self.shape else self
+
+    def log_volume(self, shape: tuple[int, ...]) -> float:
+        """The logarithm of the volume, in units of the data, of what is a unit volume in [-1, 1].
+
+        Arguments:
+            shape: Of a sample.
+        """
+        low, high = (torch.as_tensor(bound, dtype=torch.float64) for bound in self._bounds("cpu"))
+        return float(((high - low) / 2).log().expand(shape).sum())
 
     def normalize(self, values: Tensor) -> Tensor:
         """From units of the data to [-1, 1].
@@ -40,7 +72,8 @@ class Scale(NamedTuple):
             >>> Scale(0, 16).normalize(torch.tensor([0.0, 4.0, 16.0]))
             tensor([-1.0000, -0.5000,  1.0000])
         """
-        return (values - self.low) * (2 / (self.high - self.low)) - 1
+        low, high = self._bounds(values.device)
+        return (values - low) * (2 / (high - low)) - 1
 
     def restore(self, values: Tensor) -> Tensor:
         """From [-1, 1] to units of the data.
@@ -49,7 +82,14 @@ class Scale(NamedTuple):
             >>> Scale(0, 16).restore(torch.tensor([-1.0, -0.5, 1.0]))
             tensor([ 0.,  4., 16.])
         """
-        return (values + 1) * ((self.high - self.low) / 2) + self.low
+        low, high = self._bounds(values.device)
+        return (values + 1) * ((high - low) / 2) + low
+
+    def _bounds(self, device: torch.device | str) -> tuple[float, float] | tuple[Tensor, Tensor]:
+        if not isinstance(self.low, tuple):
+            return self.low, self.high
+        low, high = (torch.tensor(bound, dtype=torch.float64, device=device) for bound in self)
+        return low, high
 
 
 class Dataset(NamedTuple):
@@ -159,17 +199,19 @@ DENSITIES: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
 DENSITY_SCALE = Scale(-3.0, 3.0)
 
 
-def load_dataset(source: str | Path) -> Dataset:
+def load_dataset(source: str | Path, *, scale: Scale | None = None, per_entry: bool = False) -> Dataset:
     """The data that `--data` names.
 
     Arguments:
         source: `"digits"`, `"breast_cancer"`, `"moons"`, `"checkerboard"` or `"two_rings"` for the
             training part of what is bundled, followed by `":test"` for the held-out part; a `.npy` or
             `.npz` file with an array [N, ...] of real numbers; or a folder of images of one size.
+        scale: What becomes [-1, 1]; by default that of the data.
+        per_entry: Whether every entry of the samples of a continuous array has its own scale.
 
     Returns:
         The samples and their scale: 0 to 255, and 256 levels, for 8-bit values, else from the smallest
-        value to the largest.
+        value to the largest. An entry that never varies gets the range of its magnitude around it.
 
     Raises:
         ValueError: If the source is none of these or its content cannot be used.
@@ -177,12 +219,12 @@ def load_dataset(source: str | Path) -> Dataset:
     """
     name, colon, part = str(source).partition(":")
     if name in BUNDLED and part in (("test",) if colon else ("",)):
-        return BUNDLED[name]()[part == "test"]
+        return _rescaled(BUNDLED[name]()[part == "test"], scale, source)
     path = Path(source)
     if path.is_dir():
-        return _dataset(_read_images(path), path)
+        return _dataset(_read_images(path), path, scale, per_entry)
     if path.suffix in (".npy", ".npz"):
-        return _dataset(_read_array(path), path)
+        return _dataset(_read_array(path), path, scale, per_entry)
     got = f"{path}" if path.exists() else f"{path}, which does not exist"
     names = ", ".join(BUNDLED)
     raise ValueError(f"data: expected one of {names}, a .npy or .npz file or a folder of images, got {got}")
@@ -198,17 +240,47 @@ BUNDLED: dict[str, Callable[[], tuple[Dataset, Dataset]]] = {
 } | {name: partial(_load_density_parts, name) for name in DENSITIES}
 
 
-def _dataset(array: np.ndarray, path: Path) -> Dataset:
+def _rescaled(dataset: Dataset, scale: Scale | None, source: str | Path) -> Dataset:
+    if scale is None or scale == dataset.scale:
+        return dataset
+    return _normalized(dataset.scale.restore(dataset.samples.double()), scale, dataset.num_levels, source)
+
+
+def _normalized(values: Tensor, scale: Scale, num_levels: int | None, source: str | Path) -> Dataset:
+    shape = tuple(values.shape[1:])
+    expected = f"samples of shape {list(scale.shape)}, that of the scale"
+    check(scale.shape in ((), shape), "data", expected, f"{source} with {list(shape)}")
+    return Dataset(scale.normalize(values).float(), scale, num_levels)
+
+
+def _dataset(array: np.ndarray, path: Path, scale: Scale | None, per_entry: bool) -> Dataset:
     check(array.dtype.kind in "fiub", "data", "real numbers", f"{path} with dtype {array.dtype}")
     expected = "an array [N, ...] with samples in rows"
     check(array.ndim >= 2 and array.size > 0, "data", expected, f"{path} with shape {array.shape}")
-    samples = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    finite = bool(samples.isfinite().all())
-    check(finite, "data", "finite numbers", f"NaN or infinity in {path}")
-    low, high = (0.0, 255.0) if array.dtype == np.uint8 else map(float, samples.aminmax())
-    check(low < high, "data", "values that differ", f"{path} where all are {low}")
-    scale = Scale(low, high)
-    return Dataset(scale.normalize(samples), scale, 256 if array.dtype == np.uint8 else None)
+    is_bytes = array.dtype == np.uint8
+    # fp64 until ranges are taken off: entries differ in magnitude, and differences are small beside values.
+    values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32 if is_bytes else np.float64))
+    finite = bool(values.float().isfinite().all())
+    check(finite, "data", "finite numbers", f"NaN, infinity or more than fp32 can hold in {path}")
+    if scale is None:
+        low, high = (0.0, 255.0) if is_bytes else map(float, values.aminmax())
+        check(low < high, "data", "values that differ", f"{path} where all are {low}")
+        scale = _entry_scale(values, array.dtype) if per_entry and not is_bytes else Scale(low, high)
+    return _normalized(values, scale, 256 if is_bytes else None, path)
+
+
+def _entry_scale(values: Tensor, dtype: np.dtype) -> Scale:
+    """The range of every entry of samples [N, *shape]; what differs by rounding alone does not vary."""
+    low, high = values.amin(0), values.amax(0)
+    magnitude = torch.maximum(low.abs(), high.abs())
+    rounding = np.finfo(dtype).eps if dtype.kind == "f" else 0.0
+    varies = high - low > rounding * magnitude
+    margin = torch.where(varies, 0.0, torch.where(magnitude > 0, magnitude, 1.0))
+    return Scale.of((low - margin).tolist(), (high + margin).tolist())
+
+
+def _nested_tuple(values: float | list | tuple) -> float | tuple:
+    return tuple(map(_nested_tuple, values)) if isinstance(values, list | tuple) else values
 
 
 def _read_array(path: Path) -> np.ndarray:

@@ -32,6 +32,7 @@ def frechet_distance(samples: ArrayLike, real: ArrayLike, *, components: np.ndar
         | (Heusel et al., 2017), https://arxiv.org/abs/1706.08500
 
     Example:
+        >>> import numpy as np
         >>> square = np.array([[0.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 2.0]])
         >>> round(frechet_distance(square, square + [3.0, 4.0]), 6)
         25.0
@@ -51,6 +52,7 @@ def principal_components(data: ArrayLike, count: int) -> np.ndarray:
     """The `count` orthonormal directions [count, D] in which data [N, ...] vary most.
 
     Example:
+        >>> import numpy as np
         >>> abs(principal_components([[0.0, 0.0], [0.0, 1.0], [0.0, 3.0]], 1)).round(6)
         array([[0., 1.]])
     """
@@ -81,6 +83,7 @@ def forest_two_sample_accuracy(
         | https://arxiv.org/abs/1610.06545
 
     Example:
+        >>> import numpy as np
         >>> numbers = np.random.RandomState(0).randn(40, 2)
         >>> forest_two_sample_accuracy(numbers, numbers + 100)
         1.0

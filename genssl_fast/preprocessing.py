@@ -52,11 +52,15 @@ class Preprocessing(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor, *, seed: int) -> None:
-        """Takes mean and standard deviation from data [N, *shape]; an entry that never varies keeps 1."""
+        """Takes mean and standard deviation from data [N, *shape]; an entry that never varies keeps 1.
+
+        What varies by no more than the rounding of its largest value does not vary.
+        """
         values = self._unbounded(x, seed, 0, 0)[0] if self.num_levels else x
-        std, self.mean = torch.std_mean(values.double(), dim=0, correction=0)
-        self.std = torch.where(std > 1e-6, std, 1.0).to(x.dtype)
-        self.mean = self.mean.to(x.dtype)
+        std, mean = torch.std_mean(values.double(), dim=0, correction=0)
+        varies = std > torch.finfo(x.dtype).eps * values.abs().amax(0)
+        self.std = torch.where(varies, std, 1.0).to(x.dtype)
+        self.mean = mean.to(x.dtype)
 
     def forward(self, x: Tensor, *, seed: int, step: int = 0, first_sample: int = 0) -> tuple[Tensor, Tensor]:
         """Values like ``x``, and the log-determinant [B] of the map from levels, or from ``x``, to them.
@@ -77,9 +81,14 @@ class Preprocessing(nn.Module):
         values = y * self.std + self.mean
         if not self.num_levels:
             return values
-        unit = (values.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
-        levels = (unit * self.num_levels).floor().clamp(0, self.num_levels - 1)
-        return levels * (2 / (self.num_levels - 1)) - 1
+        # By comparison: a sigmoid of PyTorch's rounds by where a value is in its tensor.
+        levels = torch.bucketize(values, self._thresholds(values), right=True).to(values.dtype)
+        return torch.where(values.isnan(), values, levels * (2 / (self.num_levels - 1)) - 1)
+
+    def _thresholds(self, values: Tensor) -> Tensor:
+        """Where levels 1 to L - 1 begin [L - 1], like ``values`` in dtype and device."""
+        levels = torch.arange(1, self.num_levels, dtype=torch.float64, device=values.device)
+        return (self.alpha + (1 - 2 * self.alpha) / self.num_levels * levels).logit().to(values.dtype)
 
     def _unbounded(self, x: Tensor, seed: int, step: int, first_sample: int) -> tuple[Tensor, Tensor]:
         counter = step_counter(Stream.DEQUANTISATION, step)

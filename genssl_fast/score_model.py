@@ -57,6 +57,7 @@ class ScoreModel(CheckpointedModel):
         config: What defines the model apart from its weights.
 
     Example:
+        >>> from genssl_fast.data import Scale
         >>> model = ScoreModel(ScoreModelConfig(shape=(1, 8, 8), scale=Scale(0, 16)))
         >>> model.sample(2, steps=4, seed=0).shape
         torch.Size([2, 1, 8, 8])

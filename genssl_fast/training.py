@@ -125,8 +125,20 @@ class Trainer:
 
     @property
     def details(self) -> dict[str, float]:
-        """Numbers that say how training goes, beside the loss."""
+        """Numbers that say how training goes, beside the loss, in :attr:`unit`."""
         return {}
+
+    @property
+    def unit(self) -> str:
+        """The unit that losses are reported in; empty where they have none."""
+        return ""
+
+    def in_unit(self, loss: float) -> float:
+        """What :meth:`train_step` returned, in :attr:`unit`."""
+        return loss
+
+    def prepare(self, samples: Tensor) -> None:
+        """Does what precedes the first step; wrong options and too few samples show here."""
 
     @property
     def best(self) -> nn.Module:
@@ -246,6 +258,7 @@ class ScoreTrainer(Trainer):
 
     Example:
         >>> from genssl_fast.data import load_digits
+        >>> from genssl_fast.score_model import ScoreModelConfig
         >>> data = load_digits()[0]
         >>> model = ScoreModelConfig(data.samples.shape[1:], hidden=16, blocks=1, scale=data.scale)
         >>> trainer = ScoreTrainer(model, TrainingConfig(steps=2, batch=8))
@@ -269,11 +282,12 @@ class FlowTrainer(Trainer):
     """Trains a :class:`FlowModel` and keeps the averaged weights that validated best; see :class:`Trainer`.
 
     Attributes:
-        best_loss: The lowest validation loss so far, in bits per dimension.
+        best_loss: The lowest validation loss so far, in bits per entry of a sample.
         best_step: The step it was found after.
 
     Example:
         >>> from genssl_fast.data import load_density
+        >>> from genssl_fast.flow_model import FlowModelConfig
         >>> data = load_density("moons", 1000)
         >>> trainer = FlowTrainer(FlowModelConfig((2,)), FlowTrainingConfig(steps=2, batch=8))
         >>> losses = [trainer.train_step(data.samples) for _ in range(2)]
@@ -305,7 +319,23 @@ class FlowTrainer(Trainer):
 
     @property
     def details(self) -> dict[str, float]:
-        return {"validation": self.best_loss} if self.best_step else {}
+        return {"validation": self.in_unit(self.best_loss)} if self.best_step else {}
+
+    @property
+    def unit(self) -> str:
+        return self.model.unit
+
+    def in_unit(self, loss: float) -> float:
+        return self.model.in_unit(loss)
+
+    def prepare(self, samples: Tensor) -> None:
+        """Fits what depends on the data alone, and so runs the flow once."""
+        spacing = self._validation_spacing or 1
+        check(len(samples) >= spacing, "samples", f"at least {spacing}, to hold one out", len(samples))
+        training = samples[self._training(torch.arange(self._num_training(len(samples))))]
+        with self._seeded():
+            self.model.fit(training, seed=self.config.seed)
+        self.average.load_state_dict(self.model.state_dict())
 
     @property
     def best(self) -> FlowModel:
@@ -314,7 +344,7 @@ class FlowTrainer(Trainer):
 
     def train_step(self, samples: Tensor) -> Tensor:
         if self.step == 0:
-            self._fit(samples)
+            self.prepare(samples)
         loss = super().train_step(samples)
         due = self.step % self.config.validate_every == 0 or self.step == self.config.steps
         if due and self._validation_spacing:
@@ -324,14 +354,6 @@ class FlowTrainer(Trainer):
     def _loss(self, batch: Tensor) -> Tensor:
         with self._seeded():
             return self.model.loss(batch, seed=self.config.seed, step=self.step)
-
-    def _fit(self, samples: Tensor) -> None:
-        spacing = self._validation_spacing or 1
-        check(len(samples) >= spacing, "samples", f"at least {spacing}, to hold one out", len(samples))
-        training = samples[self._training(torch.arange(self._num_training(len(samples))))]
-        with self._seeded():
-            self.model.fit(training, seed=self.config.seed)
-        self.average.load_state_dict(self.model.state_dict())
 
     @torch.no_grad()
     def _validate(self, samples: Tensor) -> None:

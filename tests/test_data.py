@@ -103,6 +103,38 @@ def test_arrays_are_scaled_by_their_range(tmp_path, suffix):
     assert num_levels is None
 
 
+def test_every_entry_may_have_its_scale(tmp_path):
+    """Columns of all magnitudes, one on a large offset, one that is constant but for rounding."""
+    generator = np.random.RandomState(0)
+    columns = [1e6 * generator.randn(50), 1e-6 * generator.randn(50), 1.7e9 + generator.randn(50)]
+    columns += [np.full(50, 0.3) * (1 + 1e-17 * generator.randn(50)), np.zeros(50)]
+    array = np.stack(columns, axis=1)
+    np.save(tmp_path / "table.npy", array)
+    samples, scale, _ = load_dataset(tmp_path / "table.npy", per_entry=True)
+    assert samples.dtype == torch.float32
+    assert samples[:, :3].amax(0).tolist() == [1, 1, 1]
+    assert samples[:, :3].amin(0).tolist() == [-1, -1, -1]
+    assert [len(samples[:, k].unique()) for k in range(5)] == [50, 50, 50, 1, 1]
+    np.testing.assert_allclose(scale.restore(samples.double())[:, :3], array[:, :3], rtol=0, atol=0.2)
+    assert scale.shape == (5,)
+    assert scale.overall == Scale(array.min(), array.max())
+    expected = np.log(np.ptp(array[:, :3], axis=0) / 2).sum() + np.log(0.3)
+    assert scale.log_volume((5,)) == pytest.approx(expected)
+    assert Scale.of(*[list(bound) for bound in scale]) == scale
+    assert load_dataset(tmp_path / "table.npy", scale=scale)[1:] == (scale, None)
+
+
+def test_a_given_scale_is_used(tmp_path):
+    np.save(tmp_path / "one.npy", np.array([[1.0, 3.0]]))
+    samples, scale, _ = load_dataset(tmp_path / "one.npy", scale=Scale((0, 2), (4, 4)))
+    assert samples.tolist() == [[-0.5, 0.0]]
+    assert scale == Scale((0, 2), (4, 4))
+    digits = load_dataset("digits", scale=Scale(0.0, 32.0))
+    torch.testing.assert_close(digits.samples, (load_digits()[0].samples - 1) / 2)
+    with pytest.raises(ValueError, match=r"data: expected samples of shape \[3\], .* with \[2\]"):
+        load_dataset(tmp_path / "one.npy", scale=Scale((0, 0, 0), (1, 1, 1)))
+
+
 def test_eight_bit_arrays_span_their_type(tmp_path):
     np.save(tmp_path / "bytes.npy", np.full((2, 3), 51, dtype=np.uint8))
     samples, scale, num_levels = load_dataset(tmp_path / "bytes.npy")

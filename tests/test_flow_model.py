@@ -12,6 +12,7 @@ from genssl_fast.flow_model import FlowModel, FlowModelConfig
 SMALL = {"layers": 2, "hidden": [8]}
 DISCRETE = FlowModelConfig((1, 2, 3), "realnvp", SMALL, num_levels=17, scale=Scale(0, 16))
 CONTINUOUS = FlowModelConfig((2,), "realnvp", SMALL, scale=Scale(-4, 6))
+PER_ENTRY = FlowModelConfig((2,), "realnvp", SMALL, scale=Scale((-1e6, 1e-6), (3e6, 2e-6)))
 
 
 def model(config, seed=0):
@@ -57,22 +58,54 @@ def test_samples_do_not_depend_on_the_share():
     assert not torch.equal(whole, flow.sample(7, seed=4))
 
 
-def test_likelihoods_agree_with_the_loss():
-    flow = model(DISCRETE)
-    data = flow.sample(30, seed=1)
-    loss = flow.loss(DISCRETE.scale.normalize(data), seed=5, step=0)
+@pytest.mark.parametrize("config", [DISCRETE, CONTINUOUS, PER_ENTRY])
+def test_likelihoods_agree_with_the_loss(config):
+    flow = model(config)
+    data, entries = flow.sample(30, seed=1), math.prod(config.shape)
+    loss = flow.loss(config.scale.normalize(data).float(), seed=5, step=0)
     torch.testing.assert_close(flow.bits_per_dim(data, seed=5).mean(), loss)
-    torch.testing.assert_close(
-        flow.log_prob(data, seed=5), -flow.bits_per_dim(data, seed=5) * 6 * math.log(2)
-    )
+    log_prob = flow.log_prob(data, seed=5)
+    torch.testing.assert_close(log_prob, -flow.bits_per_dim(data, seed=5) * entries * math.log(2))
+    reported = -log_prob.mean() if flow.unit == "nats" else flow.bits_per_dim(data, seed=5).mean()
+    assert flow.in_unit(float(loss.detach())) == pytest.approx(float(reported), rel=1e-5)
     assert loss.requires_grad
 
 
-@pytest.mark.parametrize("config", [DISCRETE, CONTINUOUS])
+def test_every_entry_has_its_scale():
+    flow, plain = model(PER_ENTRY), model(FlowModelConfig((2,), "realnvp", SMALL))
+    low, high = (torch.tensor(bound, dtype=torch.float64) for bound in PER_ENTRY.scale)
+    unit, samples = plain.sample(50, seed=0), flow.sample(50, seed=0)
+    assert samples.dtype == torch.float64
+    torch.testing.assert_close(samples, low + (unit.double() + 1) / 2 * (high - low), rtol=1e-12, atol=0)
+    expected = plain.log_prob(unit) - float(((high - low) / 2).log().sum())
+    torch.testing.assert_close(flow.log_prob(samples), expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.37, "0.37"), (16.9, "16.9"), (255.0, "255"), (-1.0, "-1"), (math.nan, "nan")]
+)
+def test_data_that_are_no_levels_are_refused(value, shown):
+    data = torch.full((2, 1, 2, 3), 4.0)
+    model(DISCRETE).log_prob(data + 1e-4)
+    data[1, 0, 1, 2] = value
+    message = f"x: expected one of 17 levels from 0 to 16 in every entry, got {shown}$"
+    with pytest.raises(ValueError, match=message):
+        model(DISCRETE).log_prob(data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"), [(dict(shape=(3,)), r"\[2\]"), (dict(shape=(2,), num_levels=4), r"\[2\]")]
+)
+def test_scales_that_fit_no_sample_are_named(settings, shape):
+    with pytest.raises(ValueError, match=rf"scale: expected one range, .*, got shape {shape}"):
+        FlowModelConfig(scale=PER_ENTRY.scale, **settings)
+
+
+@pytest.mark.parametrize("config", [DISCRETE, CONTINUOUS, PER_ENTRY])
 def test_model_comes_back_as_it_was(tmp_path, config):
     saved = model(config)
     data = saved.sample(5, seed=0)
-    saved.fit(config.scale.normalize(data), seed=0)
+    saved.fit(config.scale.normalize(data).float(), seed=0)
     saved.eval().save(tmp_path / "flow.safetensors", data="somewhere")
     loaded = FlowModel.load(tmp_path / "flow.safetensors")
     assert loaded.config == config

@@ -81,6 +81,28 @@ def test_continuous_data_are_standardized_and_come_back():
     torch.testing.assert_close(log_abs_det, -preprocessing.std.log().sum().expand(100))
 
 
+def test_what_varies_beyond_rounding_is_standardized():
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(100, 4, generator=generator) * torch.tensor([1e-12, 1e12, 1e-3, 0.0])
+    data += torch.tensor([0.0, 0.0, 1.0, 0.1])
+    preprocessing = Preprocessing((4,))
+    preprocessing.fit(data, seed=0)
+    values, _ = preprocessing(data, seed=0)
+    torch.testing.assert_close(values[:, :3].std(0, correction=0), torch.ones(3), rtol=1e-3, atol=0)
+    assert preprocessing.std[3] == 1
+
+
+def test_levels_do_not_depend_on_the_place_in_a_batch():
+    preprocessing = Preprocessing((1,), 256)
+    values = 3 * torch.randn(20000, 1, generator=torch.Generator().manual_seed(0))
+    # Right at the thresholds, where a sigmoid that rounds differently makes another level.
+    unit = preprocessing.alpha + (1 - 2 * preprocessing.alpha) / 256 * torch.arange(1, 256).double()
+    values = torch.cat([values, unit.logit().float()[:, None].repeat(20, 1)])
+    alone = torch.cat([preprocessing.inverse(value[None]) for value in values[-600:]])
+    assert torch.equal(preprocessing.inverse(values)[-600:], alone)
+    assert preprocessing.inverse(torch.tensor([[math.nan]])).isnan().all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

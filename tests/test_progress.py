@@ -2,8 +2,7 @@
 
 import io
 
-from genssl_fast import _progress
-from genssl_fast._progress import ProgressReport
+from genssl_fast.progress import ProgressReport
 
 
 class Terminal(io.StringIO):
@@ -12,7 +11,7 @@ class Terminal(io.StringIO):
 
 
 def test_lines_where_there_is_no_terminal(monkeypatch):
-    monkeypatch.setattr(_progress, "SECONDS_BETWEEN_LINES", -1)
+    monkeypatch.setattr("genssl_fast.progress.SECONDS_BETWEEN_LINES", -1)
     file = io.StringIO()
     with ProgressReport("drawing", 4, "images", done=1, file=file) as progress:
         progress.advance(2, loss=0.25)

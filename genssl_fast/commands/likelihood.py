@@ -1,7 +1,8 @@
-"""Evaluate the log-likelihood of data under a flow, in nats and in bits per dimension.
+"""Evaluate the log-likelihood of data under a flow, in nats.
 
-For discrete data it is a lower bound of the log-probability, which dequantizing noise makes fluctuate;
-for continuous data a log-density in units of the data.
+For discrete data, such as 8-bit images, it is a lower bound of the log-probability, which dequantizing
+noise makes fluctuate, and is given in bits per dimension, too; for continuous data it is a log-density in
+units of the data.
 """
 
 import argparse
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from genssl_fast._checks import check
 from genssl_fast._files import replacing
-from genssl_fast._progress import ProgressReport
 from genssl_fast.commands.arguments import add_device, add_threads, output_path, positive_int, seed
 from genssl_fast.commands.device import use_device
-from genssl_fast.data import BUNDLED, load_dataset
+from genssl_fast.data import BUNDLED, Dataset, load_dataset
 from genssl_fast.flow_model import FlowModel
+from genssl_fast.progress import ProgressReport
 
 __all__ = ["add_arguments", "run"]
 
@@ -51,23 +52,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     device = use_device(arguments)
     model = FlowModel.load(arguments.checkpoint, device=device)
-    dataset = load_dataset(arguments.data)
+    dataset = load_dataset(arguments.data, scale=model.config.scale)
     shape = tuple(dataset.samples.shape[1:])
     expected = f"samples of shape {list(model.config.shape)}, like those of the checkpoint"
     check(shape == model.config.shape, "data", expected, f"{arguments.data} with {list(shape)}")
-    data = dataset.scale.restore(dataset.samples)
-    log_prob = _log_prob(model, data, arguments, device)
+    log_prob = _log_prob(model, dataset, arguments, device)
     if arguments.out is not None:
         _save(arguments.out, log_prob)
-    print(_summary(arguments.data, log_prob, math.prod(shape)))
+    print(_summary(arguments.data, log_prob, model))
 
 
-def _log_prob(model: FlowModel, data: Tensor, arguments: argparse.Namespace, device: torch.device) -> Tensor:
+def _log_prob(
+    model: FlowModel, dataset: Dataset, arguments: argparse.Namespace, device: torch.device
+) -> Tensor:
     """Log-likelihoods [N], the means over draws."""
-    results = []
-    with ProgressReport("evaluating", len(data), "samples") as progress:
-        for begin in range(0, len(data), arguments.batch):
-            batch = data[begin : begin + arguments.batch].to(device)
+    samples, results = dataset.samples, []
+    with ProgressReport("evaluating", len(samples), "samples") as progress:
+        for begin in range(0, len(samples), arguments.batch):
+            batch = dataset.scale.restore(samples[begin : begin + arguments.batch].double())
+            model.check_levels(batch)  # on the CPU: on a GPU, values may not be looked at
+            batch = batch.to(device)
             draws = [
                 model.log_prob(batch, seed=arguments.seed + draw, first_sample=begin)
                 for draw in range(arguments.draws)
@@ -77,15 +81,14 @@ def _log_prob(model: FlowModel, data: Tensor, arguments: argparse.Namespace, dev
     return torch.cat(results)
 
 
-def _summary(name: str, log_prob: Tensor, dimensions: int) -> str:
-    values = log_prob.double()
+def _summary(name: str, log_prob: Tensor, model: FlowModel) -> str:
+    values, count = log_prob.double(), len(log_prob)
     mean = float(values.mean())
-    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    bits = -mean / (dimensions * math.log(2))
-    return (
-        f"{name}: {len(values)} samples, log-likelihood {mean:.3f} ± {error:.3f} nats, "
-        f"{bits:.4f} bits per dimension"
-    )
+    error = f" ± {float(values.std()) / math.sqrt(count):.3f}" if count > 1 else ""
+    nats = f"{name}: {count} {'samples' if count > 1 else 'sample'}, log-likelihood {mean:.3f}{error} nats"
+    if model.config.num_levels is None:
+        return nats
+    return f"{nats}, {-mean / (math.prod(model.config.shape) * math.log(2)):.4f} bits per dimension"
 
 
 def _save(out: Path, log_prob: Tensor) -> None:

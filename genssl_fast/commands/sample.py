@@ -1,9 +1,10 @@
 """Draw samples from a checkpoint, in units of its training data.
 
 Sample number k depends on the seed and k alone: not on the batch, the threads, the number of processes
-(start several with torchrun) or interruptions; of a Glow, whose convolutions are PyTorch's, within
-rounding. An interrupted run goes on where it was when the same command is given again; OUT appears when
-it is complete.
+(start several with torchrun) or interruptions. An interrupted run goes on where it was when the same
+command is given again; OUT appears when it is complete. All this is bit for bit for score models and, on
+the CPU, for flows that run as one compiled plan: all but glow and planar. For other flows, samples are
+the same within rounding, and a run goes on with the same --batch, --threads and processes only.
 """
 
 import argparse
@@ -17,13 +18,13 @@ import torch
 from genssl_fast._checks import check
 from genssl_fast._outputs import check_output, finish_output
 from genssl_fast._partial import PartialArray
-from genssl_fast._progress import ProgressReport
 from genssl_fast._workers import Workers
 from genssl_fast.commands.arguments import add_device, add_threads, output_path, positive_int, seed
 from genssl_fast.commands.device import use_device
 from genssl_fast.commands.model import load_model
 from genssl_fast.diffusion import SAMPLERS
 from genssl_fast.flow_model import FlowModel
+from genssl_fast.progress import ProgressReport
 from genssl_fast.score_model import ScoreModel
 
 __all__ = ["add_arguments", "run"]
@@ -77,13 +78,14 @@ def run(arguments: argparse.Namespace) -> None:
     model = load_model(arguments.checkpoint, device)
     options = _options(model, arguments)
     check_output(arguments.out, model.config.shape)
-    partial = PartialArray(arguments.out, arguments.count, model.config.shape)
+    dtype = np.float64 if model.config.scale.shape else np.float32
+    partial = PartialArray(arguments.out, arguments.count, model.config.shape, dtype)
     workers = Workers.connect()
     try:
-        workers.first_does(lambda: partial.prepare(_job(arguments, options, device)))
+        workers.first_does(lambda: partial.prepare(_job(model, arguments, options, workers)))
         _fill(partial, model, arguments, options, workers)
         workers.wait_for_all()
-        workers.first_does(lambda: finish_output(partial, model.config.scale))
+        workers.first_does(lambda: finish_output(partial, model.config.scale.overall))
     finally:
         workers.disconnect()
     if workers.is_first:
@@ -114,7 +116,7 @@ def _fill(
         if workers.is_first:
             partial.lock()
         done = partial.num_done(share)
-        report = ProgressReport("drawing", len(share), "images", done=done, quiet=not workers.is_first)
+        report = ProgressReport("drawing", len(share), "samples", done=done, quiet=not workers.is_first)
         try:
             with report:
                 for samples in partial.pending(share, arguments.batch):
@@ -137,16 +139,21 @@ def _draw(model: Model, samples: range, seed: int, options: dict[str, Any]) -> n
     return drawn
 
 
-def _job(arguments: argparse.Namespace, options: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """All that the samples depend on."""
+def _job(
+    model: Model, arguments: argparse.Namespace, options: dict[str, Any], workers: Workers
+) -> dict[str, Any]:
+    """All that the bits of the samples depend on."""
     with open(arguments.checkpoint, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return options | {
+    job = options | {
         "count": arguments.count,
         "seed": arguments.seed,
         "checkpoint": digest,
-        "device": device.type,
+        "device": next(model.parameters()).device.type,
     }
+    if isinstance(model, ScoreModel) or model.samples_are_exact:
+        return job
+    return job | {"batch": arguments.batch, "threads": torch.get_num_threads(), "processes": workers.count}
 
 
 def _interrupted(partial: PartialArray) -> str:

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from genssl_fast._checks import check
-from genssl_fast._progress import ProgressReport
 from genssl_fast.commands.arguments import (
     add_device,
     add_threads,
@@ -40,6 +39,7 @@ from genssl_fast.data import BUNDLED, Dataset, load_dataset
 from genssl_fast.diffusion import PARAMETERIZATIONS
 from genssl_fast.flow_model import FlowModelConfig
 from genssl_fast.flows import FLOWS
+from genssl_fast.progress import ProgressReport
 from genssl_fast.score_model import PROCESSES, WEIGHTINGS, ScoreModelConfig
 from genssl_fast.training import (
     FlowTrainer,
@@ -127,12 +127,14 @@ def run(arguments: argparse.Namespace) -> None:
     device = use_device(arguments)
     training = _resume(arguments, device) if arguments.resume else _start(arguments, device)
     trainer = training.trainer
+    if trainer.step == 0:
+        trainer.prepare(training.samples)  # options that no flow can be made with show before there are files
     training.save()  # a path that cannot be written shows now, not after the first minute
     with _stop_requests() as requests:
         training.run(requests)
     if requests:
         raise KeyboardInterrupt(f"stopped at step {trainer.step}; {training.next_command}")
-    details = "".join(f"; {name} {value:.4g}" for name, value in trainer.details.items())
+    details = "".join(f"; {name} {value:.4g} {trainer.unit}" for name, value in trainer.details.items())
     print(f"{arguments.out}: trained for {trainer.step} steps{details}")
     if not trainer.finished:
         print(training.next_command)
@@ -144,7 +146,7 @@ def _start(arguments: argparse.Namespace, device: torch.device) -> "_Training":
     begun = _state_path(arguments.out).exists() or arguments.out.exists()
     expected = "a new path, --resume to go on or --overwrite to begin anew"
     check(arguments.overwrite or not begun, "out", expected, f"{arguments.out}, which exists")
-    dataset = load_dataset(arguments.data)
+    dataset = load_dataset(arguments.data, per_entry=(arguments.model or SCORE) != SCORE)
     trainer = _new_trainer(arguments, dataset, device)
     facts = {"data": arguments.data, "command": shlex.join(["genssl-fast", *arguments.argv])}
     return _Training(trainer, dataset.samples.to(device), facts, arguments)
@@ -188,7 +190,7 @@ def _resume(arguments: argparse.Namespace, device: torch.device) -> "_Training":
     for name, value in chosen.items():
         expected = f"{begun[name]!r}, with which the run was begun"
         check(value == begun[name], name, expected, repr(value))
-    samples = load_dataset(facts["data"]).samples.to(device)
+    samples = load_dataset(facts["data"], scale=trainer.model.config.scale).samples.to(device)
     return _Training(trainer, samples, facts, arguments)
 
 
@@ -231,13 +233,15 @@ class _Training:
         """Trains to the last step, the time limit or the first request to stop, and saves."""
         trainer, saved = self.trainer, time.monotonic()
         total = trainer.config.steps
-        with ProgressReport("training", total, "steps", done=trainer.step) as progress:
+        what = f"training, loss in {trainer.unit}" if trainer.unit else "training"
+        with ProgressReport(what, total, "steps", done=trainer.step) as progress:
             while not trainer.finished and not requests and time.monotonic() < self.stop_time:
                 loss = trainer.train_step(self.samples)
                 save = time.monotonic() - saved > self.arguments.save_every
                 if save or requests or trainer.step % STEPS_PER_REPORT == 0 or trainer.finished:
                     count = trainer.step - progress.done
-                    progress.advance(count, loss=self._finite(loss), **trainer.details)
+                    loss = trainer.in_unit(self._finite(loss))
+                    progress.advance(count, loss=loss, **trainer.details)
                 if save:
                     self.save()
                     saved = time.monotonic()

@@ -11,6 +11,7 @@ from genssl_fast.checkpoint import load_checkpoint
 from genssl_fast.data import Scale, load_dataset
 from genssl_fast.flow_model import FlowModel, FlowModelConfig
 from genssl_fast.flows import FLOWS
+from genssl_fast.training import FlowTrainer, FlowTrainingConfig
 
 TRAINING = ("--steps", 4, "--batch", 8, "--validate-every", 2, "--threads", 1)
 SMALL = {
@@ -30,6 +31,15 @@ def same_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Rows [200, 3] whose columns differ in magnitude, beside one that never varies."""
+    path, generator = tmp_path / "table.npy", np.random.RandomState(0)
+    columns = 1.7e9 + 100 * generator.randn(200), 1e-6 * generator.randn(200), np.full(200, 0.5)
+    np.save(path, np.stack(columns, axis=1))
+    return path
 
 
 @pytest.fixture
@@ -59,7 +69,7 @@ def test_every_flow_is_trained_sampled_and_evaluated(run, data, tmp_path, model)
     out, samples = tmp_path / "flow.safetensors", tmp_path / "samples.npy"
     result = run("train", "--model", model, "--data", data, "--out", out, *TRAINING, *SMALL[model])
     assert result.code == 0, result.err
-    assert re.search(r"trained for 4 steps; validation \d+\.\d+$", result.out.strip())
+    assert re.search(r"trained for 4 steps; validation \d+\.\d+ bits per dimension$", result.out.strip())
     config = load_checkpoint(out).config
     assert config["model"]["flow"] == model
     assert config["model"]["num_levels"] == 256
@@ -75,6 +85,71 @@ def test_every_flow_is_trained_sampled_and_evaluated(run, data, tmp_path, model)
     assert result.code == 0, result.err
     assert "40 samples, log-likelihood -" in result.out
     assert 6 < float(re.search(r"(\d+\.\d+) bits per dimension", result.out)[1]) < 12
+
+
+def test_columns_of_every_magnitude_are_learned(run, table, tmp_path):
+    """A NICE that is not trained is a normal density of every column."""
+    out, log_prob, samples = tmp_path / "table.safetensors", tmp_path / "nats.npy", tmp_path / "samples.npy"
+    options = ("--steps", 1, "--learning-rate", 1e-9, "--held-out", 0, "--threads", 1)
+    result = run("train", "--model", "nice", "--data", table, "--out", out, *options)
+    assert result.code == 0, result.err
+    result = run("likelihood", "--checkpoint", out, "--data", table, "--out", log_prob)
+    assert "bits per dimension" not in result.out
+
+    rows = torch.from_numpy(np.load(table))
+    mean, std = rows.mean(0), rows.std(0, correction=0)
+    # The last column has the range of its magnitude.
+    std[2] = 0.5
+    expected = torch.distributions.Normal(mean, std).log_prob(rows).sum(1)
+    np.testing.assert_allclose(np.load(log_prob), expected, rtol=1e-5)
+    found = float(re.search(r"log-likelihood (-?\d+\.\d+) ±", result.out)[1])
+    assert found == pytest.approx(float(expected.mean()), abs=1e-3)
+
+    assert run("sample", "--checkpoint", out, "--count", 4000, "--out", samples).code == 0
+    drawn = np.load(samples)
+    np.testing.assert_allclose(drawn.std(0), std, rtol=0.05)
+    assert len(np.unique(drawn[:, 0])) > 3990
+    assert (abs(drawn.mean(0) - mean.numpy()) < 0.1 * std.numpy()).all()
+
+
+def test_training_and_likelihood_have_one_unit(run, tmp_path):
+    out = tmp_path / "moons.safetensors"
+    options = ("--steps", 4, "--validate-every", 4, "--layers", 2, "--hidden", 8, "--ema", 0.5)
+    result = run("train", "--model", "realnvp", "--data", "moons", "--out", out, *options)
+    assert "training, loss in nats: 4/4 steps" in result.err
+    validation = float(re.search(r"validation (\d+\.\d+) nats$", result.out.strip())[1])
+    held_out = load_dataset("moons").samples[9::10]
+    np.save(tmp_path / "held_out.npy", Scale(-3, 3).restore(held_out).numpy())
+    result = run("likelihood", "--checkpoint", out, "--data", tmp_path / "held_out.npy")
+    assert f"log-likelihood {-validation:.2f}" in result.out
+    assert result.out.strip().endswith(" nats")
+
+
+def test_run_of_a_checkpoint_with_one_scale_goes_on(run, table, tmp_path):
+    """As those were that came before scales of entries."""
+    out, rows = tmp_path / "old.safetensors", np.load(table)
+    dataset = load_dataset(table)
+    config = FlowModelConfig((3,), "nice", {"layers": 2, "hidden": [8]}, scale=dataset.scale)
+    trainer = FlowTrainer(config, FlowTrainingConfig(steps=3))
+    trainer.train_step(dataset.samples)
+    trainer.save(f"{out}.training", data=str(table), command="")
+    trainer.save_model(out, data=str(table), command="")
+    assert load_checkpoint(out).config["model"]["scale"] == [rows.min(), rows.max()]
+    result = run("train", "--resume", "--out", out)
+    assert result.code == 0, result.err
+    assert run("likelihood", "--checkpoint", out, "--data", table).code == 0
+    assert run("sample", "--checkpoint", out, "--count", 2, "--out", tmp_path / "a.npy").code == 0
+    assert np.load(tmp_path / "a.npy").dtype == np.float32
+
+
+def test_options_that_make_no_flow_leave_no_files(run, data, tmp_path):
+    folder = tmp_path / "new"
+    command = ("train", "--data", data, "--out", folder / "a.safetensors", *TRAINING)
+    result = run(*command, "--model", "spline", "--bins", 65, "--layers", 2, "--hidden", 8)
+    assert result.code == 1
+    assert "64" in result.err
+    assert not folder.exists()
+    assert run(*command, *("--model", "spline"), *SMALL["spline"]).code == 0
 
 
 def test_options_become_the_arguments_of_the_flow(run, data, tmp_path):
@@ -147,6 +222,49 @@ def test_samples_are_those_of_the_model_whatever_the_batch(run, checkpoint, tmp_
         np.testing.assert_array_equal(np.load(out), expected)
 
 
+@pytest.mark.parametrize("model", FLOWS)
+def test_samples_of_plans_are_the_same_bits_in_every_batch(run, data, tmp_path, model):
+    out = tmp_path / "flow.safetensors"
+    options = (*TRAINING, "--learning-rate", 0.1, *SMALL[model])
+    assert run("train", "--model", model, "--data", data, "--out", out, *options).code == 0
+    assert FlowModel.load(out).samples_are_exact == (model not in ("glow", "planar"))
+    drawn = []
+    for batch in (300, 7, 1):
+        command = ("sample", "--checkpoint", out, "--count", 300, "--out", tmp_path / f"{batch}.npy")
+        assert run(*command, "--batch", batch).code == 0
+        drawn.append(np.load(tmp_path / f"{batch}.npy"))
+    if FlowModel.load(out).samples_are_exact:
+        np.testing.assert_array_equal(drawn[1], drawn[0])
+        np.testing.assert_array_equal(drawn[2], drawn[0])
+
+
+@pytest.mark.parametrize(("model", "refused"), [("glow", True), ("realnvp", False)])
+def test_run_goes_on_with_another_batch_where_that_gives_the_same_bits(
+    run, data, tmp_path, monkeypatch, model, refused
+):
+    out, samples = tmp_path / "flow.safetensors", tmp_path / "samples.npy"
+    assert run("train", "--model", model, "--data", data, "--out", out, *TRAINING, *SMALL[model]).code == 0
+    command = ("sample", "--checkpoint", out, "--count", 12, "--out", samples)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FlowModel, "sample", interrupt)
+        assert run(*command, "--batch", 5).code == 130
+    result = run(*command, "--batch", 4)
+    assert (result.code == 1) == refused
+    if refused:
+        assert "batch: expected 5, with which" in result.err
+        assert "threads: expected" in run(*command, "--batch", 5, "--threads", 3).err
+        assert run(*command, "--batch", 5, "--threads", 1).code == 0
+
+
+def test_points_are_not_called_images(run, checkpoint, tmp_path):
+    result = run("sample", "--checkpoint", checkpoint, "--count", 5, "--out", tmp_path / "a.npy")
+    assert "drawing: 5/5 samples" in result.err
+
+
 def test_sampler_options_are_refused_for_flows(run, checkpoint, tmp_path):
     command = ("sample", "--checkpoint", checkpoint, "--count", 2, "--out", tmp_path / "a.npy")
     for name, value in (("sampler", "ddim"), ("steps", 5), ("backend", "eager")):
@@ -178,11 +296,22 @@ def test_likelihood_is_that_of_the_model(run, checkpoint, tmp_path):
     assert f"{-mean / 64 / math.log(2):.3f}"[:-1] in result.out
 
 
+def test_likelihood_of_one_sample_has_no_spread(run, checkpoint, tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros((1, 1, 8, 8), dtype=np.uint8))
+    result = run("likelihood", "--checkpoint", checkpoint, "--data", tmp_path / "one.npy")
+    assert result.code == 0, result.err
+    assert re.search(r"1 sample, log-likelihood -\d+\.\d+ nats, \d+\.\d+ bits per dimension", result.out)
+
+
 def test_likelihood_of_bad_input_takes_one_line(run, checkpoint, tmp_path):
     (tmp_path / "file").touch()
+    np.save(tmp_path / "unit.npy", np.random.RandomState(0).rand(9, 1, 8, 8))
+    np.save(tmp_path / "bytes.npy", np.full((9, 1, 8, 8), 200, dtype=np.uint8))
     digits = ("--data", "digits:test")
     for arguments, message in (
         (("--checkpoint", checkpoint, "--data", "moons"), "shape [1, 8, 8], like those of the checkpoint"),
+        (("--checkpoint", checkpoint, "--data", tmp_path / "unit.npy"), "17 levels from 0 to 16"),
+        (("--checkpoint", checkpoint, "--data", tmp_path / "bytes.npy"), "in every entry, got 200"),
         (("--checkpoint", tmp_path / "none", *digits), "no such file"),
         (("--checkpoint", checkpoint, *digits, "--out", tmp_path / "file" / "a.npy"), "can be written"),
     ):

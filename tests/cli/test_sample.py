@@ -23,7 +23,7 @@ def expected(sample, tmp_path):
     path = tmp_path / "expected.npz"
     result = sample(path)
     assert result.code == 0, result.err
-    assert "drawing: 40/40 images" in result.err
+    assert "drawing: 40/40 samples" in result.err
     return path.read_bytes()
 
 
