@@ -14,8 +14,8 @@ from bench import ceilings
 from bench.baselines import compiled, lazily
 from bench.case import OURS, Bar, Family, Workload
 from genssl_fast import Stream, reference, step_counter
-from genssl_fast.flows import NeuralSplineFlow
-from genssl_fast.flows.glow import glow_step
+from genssl_fast.flows import Flow, NeuralSplineFlow
+from genssl_fast.nn import glow_step
 from genssl_fast.ops.random import NORMAL
 from genssl_fast.reference.random import random_values
 
@@ -451,6 +451,7 @@ def glow_workload(device: str, *, inverse: bool) -> Workload:
     step[2].network.last.reset_parameters()
     nn.init.normal_(step[0].log_scale, std=0.1)
     step = step.to(device).eval()
+    plan = genssl_fast.FlowPlan(Flow((CHANNELS, SIDE, SIDE), [step], flat=False).to(device).eval())
     x = normal(16, CHANNELS, SIDE, SIDE, device=device)
     plain = PlainGlowStep(step).to(device)
     plain.matrix, plain.inverse_matrix = plain.matrix.float(), plain.inverse_matrix.float()
@@ -462,7 +463,7 @@ def glow_workload(device: str, *, inverse: bool) -> Workload:
 
     return Workload(
         providers={
-            OURS: lambda: (step.inverse if inverse else step)(x),
+            OURS: lambda: (plan.inverse if inverse else plan.transform)(x),
             "eager": lambda: plain(x, inverse),
             "compiled": lambda: fused(x, inverse),
             "normflows": lazily(normflows),

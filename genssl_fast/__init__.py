@@ -11,10 +11,13 @@ from genssl_fast.ops.film_mlp_plan import FilmMLPPlan
 from genssl_fast.ops.film_mlp_sample import film_mlp_sample
 from genssl_fast.ops.flow_layers import (
     AutoregressiveLayer,
+    ChannelLinearLayer,
+    ConvNetWeights,
     CouplingLayer,
     ElementwiseLayer,
     LinearLayer,
     MLPWeights,
+    PartialLayer,
     PermutationLayer,
 )
 from genssl_fast.ops.flow_plan import FlowPlan
@@ -33,7 +36,9 @@ __all__ = [
     "AccelerationReport",
     "AffineTransform",
     "AutoregressiveLayer",
+    "ChannelLinearLayer",
     "CoefficientTable",
+    "ConvNetWeights",
     "CouplingLayer",
     "ElementwiseLayer",
     "FilmMLPPlan",
@@ -42,6 +47,7 @@ __all__ = [
     "LinearLayer",
     "MADEWeights",
     "MLPWeights",
+    "PartialLayer",
     "PermutationLayer",
     "SplineTransform",
     "Stream",

@@ -18,6 +18,11 @@ namespace genssl {
 using LayerAddresses = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t>;
 // Layers, activation, residual.
 using NetworkAddresses = std::tuple<std::vector<LayerAddresses>, std::string, bool>;
+// Addresses of kernels and bias, channels out and in, side of a kernel.
+using ConvolutionAddresses = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, int64_t>;
+// Layers, activation, height and width.
+using ConvNetAddresses =
+    std::tuple<std::vector<ConvolutionAddresses>, std::string, int64_t, int64_t>;
 
 inline const std::map<std::string, Activation> kActivations{
     {"relu", Activation::relu},        {"leaky_relu", Activation::leaky_relu},
@@ -66,6 +71,36 @@ class PackedNetwork {
   std::vector<const T*> biases_;
   Activation activation_{};
   bool residual_ = false;
+};
+
+// Copies of the weights of convolutions.
+template <class T>
+class PackedConvNet {
+ public:
+  explicit PackedConvNet(const ConvNetAddresses& network) {
+    const auto& [layers, activation, height, width] = network;
+    for (const auto& [weights, bias, out, in, side] : layers) {
+      const int64_t depth = in * side * side;
+      T* packed = memory_.emplace_back().reserve(out * depth);
+      GENSSL_DISPATCH(pack_convolution<T>)(pointer<const T>(weights), out, depth, packed);
+      T* copy = memory_.emplace_back().reserve(out);
+      std::copy_n(pointer<const T>(bias), out, copy);
+      layers_.push_back({packed, copy, out, in, side});
+      multiplications_ += out * depth * height * width;
+    }
+    network_ = {layers_.data(), static_cast<int64_t>(layers_.size()), height, width,
+                kActivations.at(activation)};
+  }
+  PackedConvNet(const PackedConvNet&) = delete;
+
+  const ConvNet<T>* view() const { return &network_; }
+  int64_t multiplications() const { return multiplications_; }
+
+ private:
+  std::vector<AlignedBuffer<T>> memory_;
+  std::vector<Convolution<T>> layers_;
+  ConvNet<T> network_{};
+  int64_t multiplications_ = 0;
 };
 
 // A masked network as made_inverse takes it.

@@ -17,7 +17,10 @@ from genssl_fast.nn import (
     ActNorm,
     AffineCoupling,
     Compose,
+    ConvNet,
     Coupling,
+    GlowScale,
+    GlowStep,
     Inverse,
     InvertibleLinear,
     MaskedAutoregressive,
@@ -26,6 +29,7 @@ from genssl_fast.nn import (
 )
 from genssl_fast.nn.kept import records_nothing
 from genssl_fast.nn.mlp import check_context
+from genssl_fast.ops.flow_layers import Layer
 from genssl_fast.ops.flow_methods import FlowMethods
 from genssl_fast.ops.flow_plan import FlowPlan
 
@@ -33,8 +37,8 @@ __all__ = ["Flow", "FlowDistribution", "constructor_arguments", "event_shape", "
 
 # Modules that a plan stands for; a class derived from one of them may compute something else.
 PLANNED = {
-    ActNorm, AffineCoupling, Coupling, Inverse, InvertibleLinear, MLP, MaskedAutoregressive, Permutation,
-    SplineCoupling, nn.Linear, nn.ModuleList,
+    ActNorm, AffineCoupling, Compose, ConvNet, Coupling, GlowScale, GlowStep, Inverse, InvertibleLinear, MLP,
+    MaskedAutoregressive, Permutation, SplineCoupling, nn.Conv2d, nn.Linear, nn.ModuleList,
 }  # fmt: skip
 
 
@@ -162,7 +166,7 @@ class Flow(FlowMethods, nn.Module):
         """The density as a ``torch.distributions.Distribution``; the context [*batch, C] makes its batch."""
         return FlowDistribution(self, context)
 
-    def plan_layers(self) -> list:
+    def plan_layers(self) -> list[Layer]:
         """The layers as :class:`genssl_fast.FlowPlan` takes them.
 
         Raises:
@@ -171,7 +175,21 @@ class Flow(FlowMethods, nn.Module):
         for name in ("transform", "inverse", "_map", "_run"):
             if getattr(type(self), name) is not getattr(Flow, name):
                 raise TypeError(f"flow: expected Flow's own {name}, got that of {type(self).__name__}")
-        return [_plan_layer(number, layer) for number, layer in enumerate(self.layers)]
+        described = (self._described(number, layer) for number, layer in enumerate(self.layers))
+        return [layer for layers in described for layer in layers]
+
+    def _described(self, number: int, layer: nn.Module) -> list[Layer]:
+        name = "plan_layer" if self.flat else "plan_layers"
+        if not hasattr(layer, name):
+            kind = type(layer).__name__
+            raise TypeError(f"layers[{number}]: expected a layer with {name}(), got {kind}")
+        unplanned = next(_unplanned(layer, name), None)
+        if unplanned is not None:
+            raise TypeError(f"layers[{number}]: expected modules that a plan runs, got {unplanned}")
+        try:
+            return [layer.plan_layer()] if self.flat else layer.plan_layers(self.shape)
+        except TypeError as error:
+            raise TypeError(f"layers[{number}]: {error}") from None
 
     def _plan(self) -> FlowPlan | None:
         """The compiled plan, where there is one and nothing needs the layers' own operations."""
@@ -275,32 +293,19 @@ class FlowDistribution(Distribution):
         return f"{type(self).__name__}({type(self.flow).__name__}, {shapes})"
 
 
-def _plan_layer(number: int, layer: nn.Module):
-    if not hasattr(layer, "plan_layer"):
-        kind = type(layer).__name__
-        raise TypeError(f"layers[{number}]: expected a layer with plan_layer(), got {kind}")
-    unplanned = next(_unplanned(layer), None)
-    if unplanned is not None:
-        raise TypeError(f"layers[{number}]: expected modules that a plan runs, got {unplanned}")
-    try:
-        return layer.plan_layer()
-    except TypeError as error:
-        raise TypeError(f"layers[{number}]: {error}") from None
-
-
-def _unplanned(module: nn.Module) -> Iterator[str]:
-    """What within a layer computes something that no plan knows of."""
+def _unplanned(module: nn.Module, name: str) -> Iterator[str]:
+    """What within a layer computes something that no plan knows of, unless its class has ``name``."""
     kind = type(module)
     if module._forward_hooks or module._forward_pre_hooks:
         yield f"{kind.__name__} with hooks"
-    if {"forward", "inverse", "plan_layer"} & vars(module).keys():
+    if {"forward", "inverse", "plan_layer", "plan_layers"} & vars(module).keys():
         yield f"{kind.__name__} with methods of its own"
-    if "plan_layer" in vars(kind) and kind not in PLANNED:
+    if name in vars(kind) and kind not in PLANNED:
         return  # its author says what it computes
     if kind not in PLANNED:
         yield kind.__name__
     for child in module.children():
-        yield from _unplanned(child)
+        yield from _unplanned(child, name)
 
 
 def event_shape(shape: int | Sequence[int]) -> tuple[int, ...]:

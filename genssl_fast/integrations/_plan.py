@@ -7,7 +7,8 @@ from torch import nn
 
 from genssl_fast.integrations._activations import MODULES, activation_name
 from genssl_fast.integrations._plain import has_own_code
-from genssl_fast.ops.flow_layers import ACTIVATIONS, Layer, MLPWeights
+from genssl_fast.ops.flow_layers import Layer, MLPWeights
+from genssl_fast.reference.causal import ACTIVATIONS
 
 __all__ = ["PlannedFlow", "check_plain", "perceptron", "sequential", "unplanned"]
 

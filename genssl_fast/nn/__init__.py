@@ -5,6 +5,7 @@ from genssl_fast.nn.compose import Compose, Inverse
 from genssl_fast.nn.conv_net import ConvNet
 from genssl_fast.nn.coupling import AffineCoupling, Coupling, SplineCoupling
 from genssl_fast.nn.film_mlp import FilmMLP
+from genssl_fast.nn.glow import GlowScale, GlowStep, glow_step
 from genssl_fast.nn.invertible_linear import InvertibleLinear
 from genssl_fast.nn.masked_autoregressive import MaskedAutoregressive
 from genssl_fast.nn.mlp import MLP
@@ -19,6 +20,8 @@ __all__ = [
     "ConvNet",
     "Coupling",
     "FilmMLP",
+    "GlowScale",
+    "GlowStep",
     "Inverse",
     "InvertibleLinear",
     "MaskedAutoregressive",
@@ -26,4 +29,5 @@ __all__ = [
     "Planar",
     "Radial",
     "SplineCoupling",
+    "glow_step",
 ]

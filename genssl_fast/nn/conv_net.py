@@ -1,11 +1,14 @@
 """A small convolutional network that gives the parameters of a transform of images."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from genssl_fast._checks import check, check_choice
 from genssl_fast.nn.mlp import check_context
-from genssl_fast.ops.flow_layers import ACTIVATIONS
+from genssl_fast.ops.flow_layers import ConvNetWeights
+from genssl_fast.reference.causal import ACTIVATIONS
 
 __all__ = ["ConvNet"]
 
@@ -73,6 +76,13 @@ class ConvNet(nn.Module):
         if context is not None:
             h = h + self.context(context)[:, :, None, None]
         return self.last(activation(self.middle(activation(h))))
+
+    def weights(self, size: Sequence[int]) -> ConvNetWeights:
+        """The parameters as :class:`genssl_fast.FlowPlan` takes them, for images of this height and width."""
+        layers = (self.first, self.middle, self.last)
+        weights, biases = zip(*((layer.weight, layer.bias) for layer in layers))
+        context_weight = None if self.context is None else self.context.weight
+        return ConvNetWeights(weights, biases, tuple(size), self.activation, context_weight)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, context_features={self.context_features}"

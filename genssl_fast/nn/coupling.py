@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from genssl_fast._checks import check
+from genssl_fast.nn.conv_net import ConvNet
 from genssl_fast.nn.mlp import MLP
 from genssl_fast.ops.flow_layers import CouplingLayer
 from genssl_fast.ops.transforms import (
@@ -15,6 +16,7 @@ from genssl_fast.ops.transforms import (
     apply_transform,
     check_transform,
     num_parameters,
+    pixel_parameters,
 )
 
 __all__ = ["AffineCoupling", "Coupling", "SplineCoupling", "identity_parameters"]
@@ -109,22 +111,28 @@ class Coupling(nn.Module):
         self._find_split()
 
     def _arranged(self, output: Tensor) -> Tensor:
-        """Parameters of images, where P lies before the pixels, in the order that the transform expects."""
-        if output.ndim == 2 or getattr(self.transform, "layout", "").startswith(("cat", "shift")):
+        """Parameters in the order that the transform expects; of images, P lies before the pixels."""
+        if output.ndim == 2:
             return output
-        return output.unflatten(1, (len(self.transformed), -1)).movedim(2, -1)
+        return pixel_parameters(self.transform, output, len(self.transformed))
 
     def plan_layer(self) -> CouplingLayer:
-        """This layer as :class:`genssl_fast.FlowPlan` takes it; the network must be an :class:`MLP`."""
+        """This layer of vectors as :class:`genssl_fast.FlowPlan` takes it; its network must be an MLP."""
         if not isinstance(self.network, MLP):
             raise TypeError(f"network: expected an MLP for a plan, got {type(self.network).__name__}")
-        return CouplingLayer(
-            self.identity,
-            self.transformed,
-            self.network.weights(),
-            self.transform,
-            context_features=self.network.context_features,
-        )
+        return self._described(self.network.weights(), self.identity, self.transformed)
+
+    def plan_layers(self, shape: Sequence[int]) -> list[CouplingLayer]:
+        """This layer of images [C, H, W] likewise; its network must be a ConvNet."""
+        if not isinstance(self.network, ConvNet):
+            raise TypeError(f"network: expected a ConvNet for a plan, got {type(self.network).__name__}")
+        columns = torch.arange(math.prod(shape), device=self.identity.device).view(shape[0], -1)
+        given, moved = columns[self.identity].flatten(), columns[self.transformed].flatten()
+        return [self._described(self.network.weights(shape[1:]), given, moved)]
+
+    def _described(self, weights, given: Tensor, moved: Tensor) -> CouplingLayer:
+        features = self.network.context_features
+        return CouplingLayer(given, moved, weights, self.transform, context_features=features)
 
     def extra_repr(self) -> str:
         return f"identity={len(self.identity)}, transformed={len(self.transformed)}, {self.transform}"

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from genssl_fast._checks import check, check_choice
 from genssl_fast.nn.coupling import identity_parameters
 from genssl_fast.nn.mlp import check_context, checked_widths
-from genssl_fast.ops.flow_layers import ACTIVATIONS, AutoregressiveLayer, MLPWeights
+from genssl_fast.ops.flow_layers import AutoregressiveLayer, MLPWeights
 from genssl_fast.ops.made import MADEWeights, made_degrees, made_inverse, made_transform
 from genssl_fast.ops.transforms import AffineTransform, SplineTransform, check_transform, num_parameters
+from genssl_fast.reference.causal import ACTIVATIONS
 
 __all__ = ["MaskedAutoregressive"]
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genssl_fast._checks import check, check_choice
-from genssl_fast.ops.flow_layers import ACTIVATIONS, MLPWeights
+from genssl_fast.ops.flow_layers import MLPWeights
+from genssl_fast.reference.causal import ACTIVATIONS
 
 __all__ = ["MLP", "check_context", "checked_widths"]
 

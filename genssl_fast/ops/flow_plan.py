@@ -12,18 +12,8 @@ from genssl_fast._autograd import has_tangent, wants_gradient
 from genssl_fast._checks import check, check_count, check_same
 from genssl_fast._packing import Watch, contiguous
 from genssl_fast._random import check_first_sample
-from genssl_fast.ops.flow_layers import (
-    AutoregressiveLayer,
-    CouplingLayer,
-    ElementwiseLayer,
-    Layer,
-    LinearLayer,
-    MLPWeights,
-    PermutationLayer,
-    check_layers,
-    layer_features,
-    layer_tensors,
-)
+from genssl_fast.ops.flow_checks import check_kinds, check_layers
+from genssl_fast.ops.flow_layers import Layer, layer_features, layer_tensors
 from genssl_fast.ops.flow_methods import FlowMethods
 from genssl_fast.ops.flow_runners import (
     LOG_ABS_DET,
@@ -36,28 +26,20 @@ from genssl_fast.ops.flow_runners import (
     flow_runner,
 )
 
-__all__ = [
-    "AutoregressiveLayer",
-    "CouplingLayer",
-    "ElementwiseLayer",
-    "FlowPlan",
-    "LinearLayer",
-    "MLPWeights",
-    "PermutationLayer",
-]
+__all__ = ["FlowPlan"]
 
 # From this batch on, comparing all weights with those packed takes less than a fiftieth of a call.
 COMPARE_ALL_FROM = 512
 
 
 class FlowPlan(FlowMethods):
-    """A flow of couplings and autoregressive layers with multilayer perceptrons, run whole; no derivatives.
+    """A flow of couplings and autoregressive layers, of vectors or images, run whole; no derivatives.
 
     On the CPU, in fp32 and fp64, every method is one compiled call: blocks of samples stay in cache through
     all layers, weights are kept packed, and a sample has the same bits in every batch and under any number
     of threads. On CUDA the layers are captured once for each batch size as a CUDA graph and replayed.
     Linear layers are inverted by their inverse matrix, computed in fp64 when the weights are packed,
-    autoregressive ones as by :func:`genssl_fast.made_inverse`. No plan runs convolutions.
+    autoregressive ones as by :func:`genssl_fast.made_inverse`.
 
     Changed weights are noticed and packed anew: by data pointer and version, at steps of optimizers, and,
     for what PyTorch does not count, by content, on the CPU. Calls of fewer than 512 samples compare some
@@ -70,10 +52,10 @@ class FlowPlan(FlowMethods):
         flow: a module with ``plan_layers()``, such as the coupling flows of :mod:`genssl_fast.flows`, or a
             sequence from data to noise of :class:`genssl_fast.CouplingLayer`,
             :class:`genssl_fast.AutoregressiveLayer`, :class:`genssl_fast.PermutationLayer`,
-            :class:`genssl_fast.LinearLayer`, :class:`genssl_fast.ElementwiseLayer` and modules with
-            ``plan_layer()``. A module's ``base``
-            is the density of the noise, its ``shape`` that of a sample; without, they are a standard
-            normal and [D].
+            :class:`genssl_fast.LinearLayer`, :class:`genssl_fast.ChannelLinearLayer`,
+            :class:`genssl_fast.ElementwiseLayer`, :class:`genssl_fast.PartialLayer` and modules with
+            ``plan_layer()``. A module's ``base`` is the density of the noise, its ``shape`` that of a
+            sample; without, they are a standard normal and [D].
 
     Raises:
         TypeError: a layer that a plan cannot run; the message names it and says why.
@@ -95,8 +77,8 @@ class FlowPlan(FlowMethods):
         self.flow = flow
         layers = self._layers()
         check(len(layers) > 0, "flow", "at least one layer", 0)
-        _check_kinds(layers)
-        self.shape = tuple(getattr(flow, "shape", (layer_features(layers[0]),)))
+        check_kinds("layers", layers)
+        self.shape = tuple(flow.shape) if hasattr(flow, "shape") else (layer_features(layers),)
         self.refresh()
         self._runner(batch=0)
 
@@ -185,7 +167,6 @@ class FlowPlan(FlowMethods):
         watch = Watch(self._sources)
         with _full_precision(self._sources):
             layers = self._layers()
-            _check_kinds(layers)
             check_layers(layers, math.prod(self.shape))
             self.context_features = max(getattr(layer, "context_features", 0) for layer in layers)
             return _Packed(watch, flow_runner(layers, self.shape))
@@ -202,12 +183,6 @@ def _full_precision(tensors: list[Tensor]):
     """Without autocast, which would round matrices that are computed from the weights."""
     device = tensors[0].device.type if tensors else "cpu"
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
-
-def _check_kinds(layers: list) -> None:
-    for i, layer in enumerate(layers):
-        if not isinstance(layer, Layer):
-            raise TypeError(f"layers[{i}]: expected a layer description, got {type(layer).__name__}")
 
 
 def _check_tensor(argument: str, tensor: Tensor, like: Tensor) -> None:

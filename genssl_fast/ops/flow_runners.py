@@ -1,6 +1,7 @@
 """What runs the layers of a flow: the native module, PyTorch, or CUDA graphs of it."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -12,17 +13,19 @@ from genssl_fast._library import native_module
 from genssl_fast._packing import address, check_runs_here, contiguous, number
 from genssl_fast._random import Stream, fold_seed, step_counter
 from genssl_fast.ops.affine_coupling import affine_parameters, checked_options
+from genssl_fast.ops.flow_eager import apply_layers
 from genssl_fast.ops.flow_layers import (
     AutoregressiveLayer,
+    ChannelLinearLayer,
+    ConvNetWeights,
     CouplingLayer,
     ElementwiseLayer,
     Layer,
     LinearLayer,
     MLPWeights,
+    PartialLayer,
     PermutationLayer,
-    apply_layers,
     first_weight,
-    layer_features,
 )
 from genssl_fast.ops.random import random_normal
 from genssl_fast.ops.rational_quadratic_spline import checked_box
@@ -32,6 +35,7 @@ __all__ = ["LOG_ABS_DET", "LOG_PROB", "VALUE", "CompiledFlow", "EagerFlow", "Noi
 
 PRIOR = step_counter(Stream.PRIOR, 0)
 MAX_GRAPHS = 16
+NO_NETWORK = MLPWeights((), ())
 # What a call is to compute, added up.
 VALUE, LOG_ABS_DET, LOG_PROB = 1, 2, 4
 # Value [B, *shape], log-determinant [B] and log-density [B]; those not wanted may be None.
@@ -41,7 +45,7 @@ Results = tuple[Tensor | None, Tensor | None, Tensor | None]
 @torch.no_grad()
 def flow_runner(layers: list[Layer], shape: tuple[int, ...]) -> "CompiledFlow | EagerFlow":
     """What runs the layers best where their weights are, for samples of this shape."""
-    layers = [_with_inverse(i, layer) for i, layer in enumerate(layers)]
+    layers = _with_inverses("layers", layers)
     like = first_weight(layers)
     if like.device.type == "cuda":
         return CapturedFlow(layers, like, shape)
@@ -63,13 +67,10 @@ class CompiledFlow:
 
     def __init__(self, layers: list[Layer], like: Tensor, shape: tuple[int, ...]):
         self.like, self.shape = like.detach(), shape
-        features = layer_features(layers[0])
-        orders = _column_orders(layers, features)
+        features = math.prod(shape)
         double = like.dtype == torch.float64
-        native = native_module.FlowPlanDouble if double else native_module.FlowPlanFloat
-        self.native = native(features, orders[-1])
-        for layer, order in zip(layers, orders):
-            _ADD[type(layer)](self.native, layer, order)
+        self.native = (native_module.FlowPlanDouble if double else native_module.FlowPlanFloat)(features)
+        self.native.set_columns(_add_layers(self.native, layers, list(range(features))))
 
     def __call__(
         self, inverse: bool, x: Tensor | Noise, context: Tensor | None, batch: int, wanted: int
@@ -93,7 +94,7 @@ class EagerFlow:
 
     def __init__(self, layers: list[Layer], like: Tensor, shape: tuple[int, ...]):
         self.layers, self.like, self.shape = layers, like.detach(), shape
-        self.features = layer_features(layers[0])
+        self.features = math.prod(shape)
 
     @torch.no_grad()
     def __call__(
@@ -157,24 +158,40 @@ class _Graph:
         return tuple(output.clone() for output in self.outputs)
 
 
-def _with_inverse(index: int, layer: Layer) -> Layer:
-    """A linear layer with its inverse matrix."""
-    if not isinstance(layer, LinearLayer) or layer.weight_inverse is not None:
+def _with_inverses(name: str, layers: Sequence[Layer]) -> list[Layer]:
+    """Linear layers with their inverse matrices."""
+    return [_with_inverse(f"{name}[{i}]", layer) for i, layer in enumerate(layers)]
+
+
+def _with_inverse(name: str, layer: Layer) -> Layer:
+    if isinstance(layer, PartialLayer):
+        return layer._replace(layers=tuple(_with_inverses(f"{name}.layers", layer.layers)))
+    if not isinstance(layer, LinearLayer | ChannelLinearLayer) or layer.weight_inverse is not None:
         return layer
     inverse, info = torch.linalg.inv_ex(layer.weight.double())
-    check(int(info) == 0, f"layers[{index}].weight", "an invertible matrix", "a singular one")
-    return layer._replace(weight_inverse=inverse.to(layer.weight.dtype))
+    check(int(info) == 0, f"{name}.weight", "an invertible matrix", "a singular one")
+    dtype = layer.weight.dtype
+    if isinstance(layer, LinearLayer):
+        return layer._replace(weight_inverse=inverse.to(dtype))
+    bias = -inverse @ layer.bias.double()
+    return layer._replace(weight_inverse=inverse.to(dtype), inverse_bias=bias.to(dtype))
 
 
-def _column_orders(layers: list[Layer], features: int) -> list[list[int]]:
-    """Where the state keeps column i before each layer, and after the last: permutations move nothing."""
-    order = list(range(features))
-    orders = [order]
+def _add_layers(native, layers: Sequence[Layer], order: list[int]) -> list[int]:
+    """Adds layers whose column i the state keeps at ``order[i]``; where it keeps those of the result.
+
+    Permutations move nothing.
+    """
     for layer in layers:
         if isinstance(layer, PermutationLayer):
             order = _choose(order, layer.index)
-        orders.append(order)
-    return orders
+        elif isinstance(layer, PartialLayer):
+            part = _add_layers(native, layer.layers, _choose(order, layer.columns))
+            moved = dict(zip(layer.columns.tolist(), part))
+            order = [moved.get(column, place) for column, place in enumerate(order)]
+        else:
+            _ADD[type(layer)](native, layer, order)
+    return order
 
 
 def _addresses(network: MLPWeights) -> tuple[list[tuple[int, int, int, int]], str, bool]:
@@ -183,12 +200,18 @@ def _addresses(network: MLPWeights) -> tuple[list[tuple[int, int, int, int]], st
     return layers, network.activation, network.residual
 
 
-def _contiguous(network: MLPWeights) -> MLPWeights:
+def _conv_addresses(network: ConvNetWeights) -> tuple[list[tuple[int, int, int, int, int]], str, int, int]:
+    """Of each contiguous layer's kernels and bias, with its channels out and in and its kernels' side."""
+    layers = [(w.data_ptr(), b.data_ptr(), *w.shape[:3]) for w, b in zip(network.weights, network.biases)]
+    return layers, network.activation, *network.size
+
+
+def _contiguous(network: MLPWeights | ConvNetWeights) -> MLPWeights | ConvNetWeights:
     weights, biases = (tuple(map(contiguous, tensors)) for tensors in network[:2])
     return network._replace(weights=weights, biases=biases)
 
 
-def _with_last_rows(network: MLPWeights, rows: Tensor) -> MLPWeights:
+def _with_last_rows(network: MLPWeights | ConvNetWeights, rows: Tensor) -> MLPWeights | ConvNetWeights:
     """The network with its outputs in another order."""
     weights, biases = ((*tensors[:-1], tensors[-1][rows]) for tensors in network[:2])
     return network._replace(weights=weights, biases=biases)
@@ -206,7 +229,9 @@ def _in_pairs(layer: CouplingLayer | AutoregressiveLayer) -> CouplingLayer | Aut
     )
 
 
-def _parameter_by_parameter(network: MLPWeights, elements: int) -> MLPWeights:
+def _parameter_by_parameter(
+    network: MLPWeights | ConvNetWeights, elements: int
+) -> MLPWeights | ConvNetWeights:
     """Outputs [P, elements] instead of [elements, P]."""
     rows = torch.arange(len(network.biases[-1])).view(elements, -1)
     return _with_last_rows(network, rows.T.flatten())
@@ -218,14 +243,25 @@ def _choose(order: list[int], columns: Tensor) -> list[int]:
 
 def _add_coupling(native, layer: CouplingLayer, order: list[int]) -> None:
     layer = _in_pairs(layer)
-    transform = layer.transform
-    network = _contiguous(_parameter_by_parameter(layer.network, len(layer.transformed)))
+    transform, is_conv_net = layer.transform, isinstance(layer.network, ConvNetWeights)
+    pixels = math.prod(layer.network.size) if is_conv_net else 1
+    network = _contiguous(_parameter_by_parameter(layer.network, len(layer.transformed) // pixels))
     common = (
         _choose(order, layer.identity), _choose(order, layer.transformed), layer.context_features,
-        layer.inverse, _addresses(network),
+        layer.inverse, _addresses(NO_NETWORK if is_conv_net else network),
     )  # fmt: skip
     add = _add_affine if isinstance(transform, AffineTransform) else _add_spline
     add(native, common, transform)
+    if is_conv_net:
+        _set_convolutions(native, network)
+
+
+def _set_convolutions(native, network: ConvNetWeights) -> None:
+    context = NO_NETWORK
+    if network.context_weight is not None:
+        context = MLPWeights((network.context_weight,), (torch.zeros_like(network.biases[0]),))
+    context = _contiguous(context)
+    native.set_convolutions(_conv_addresses(network), _addresses(context))
 
 
 def _add_autoregressive(native, layer: AutoregressiveLayer, order: list[int]) -> None:
@@ -238,7 +274,7 @@ def _add_autoregressive(native, layer: AutoregressiveLayer, order: list[int]) ->
         CouplingLayer(columns, columns, masked, layer.transform, layer.inverse, layer.context_features),
         order,
     )
-    network, context = _contiguous(layer.network), MLPWeights((), ())
+    network, context = _contiguous(layer.network), NO_NETWORK
     if layer.context_weight is not None:
         context = _contiguous(MLPWeights((layer.context_weight,), network.biases[:1]))
     degrees = [units.tolist() for units in layer.degrees]
@@ -262,7 +298,8 @@ def _masked_network(layer: AutoregressiveLayer) -> MLPWeights:
 def _add_affine(native, common: tuple, transform: AffineTransform) -> None:
     given = {"limit": transform.limit, "offset": transform.offset, "min_scale": transform.min_scale}
     options = checked_options(transform.clamp, **given)
-    native.add_affine(*common, transform.clamp, *options, transform.order == "shift_scale")
+    clamp = "additive" if transform.layout == "shift" else transform.clamp
+    native.add_affine(*common, clamp, *options, transform.order == "shift_scale")
 
 
 def _add_spline(native, common: tuple, transform) -> None:
@@ -270,10 +307,6 @@ def _add_spline(native, common: tuple, transform) -> None:
     minima = (transform.min_bin_width, transform.min_bin_height, transform.min_derivative)
     zuko = transform.parameterization == "zuko"
     native.add_spline(*common, transform.bins, transform.tails, zuko, bounds, minima, transform.slope)
-
-
-def _add_permutation(native, layer: PermutationLayer, order: list[int]) -> None:
-    pass
 
 
 def _add_linear(native, layer: LinearLayer, order: list[int]) -> None:
@@ -286,6 +319,15 @@ def _add_linear(native, layer: LinearLayer, order: list[int]) -> None:
     )
 
 
+def _add_channel_linear(native, layer: ChannelLinearLayer, order: list[int]) -> None:
+    matrix, inverse = (
+        _contiguous(ConvNetWeights((weight[:, :, None, None],), (bias,), layer.size))
+        for weight, bias in ((layer.weight, layer.bias), (layer.weight_inverse, layer.inverse_bias))
+    )
+    log_abs_det = float(layer.log_abs_det) * math.prod(layer.size)
+    native.add_channel_linear(order, _conv_addresses(matrix), _conv_addresses(inverse), log_abs_det)
+
+
 def _add_elementwise(native, layer: ElementwiseLayer, order: list[int]) -> None:
     shift, log_scale = contiguous(layer.shift), contiguous(layer.log_scale)
     log_abs_det = float(log_scale.double().sum())
@@ -295,7 +337,7 @@ def _add_elementwise(native, layer: ElementwiseLayer, order: list[int]) -> None:
 _ADD = {
     CouplingLayer: _add_coupling,
     AutoregressiveLayer: _add_autoregressive,
-    PermutationLayer: _add_permutation,
     LinearLayer: _add_linear,
+    ChannelLinearLayer: _add_channel_linear,
     ElementwiseLayer: _add_elementwise,
 }

@@ -23,7 +23,14 @@ from genssl_fast.ops.rational_quadratic_spline import (
 )
 from genssl_fast.reference.coupling import CLAMPS
 
-__all__ = ["AffineTransform", "SplineTransform", "apply_transform", "check_transform", "num_parameters"]
+__all__ = [
+    "AffineTransform",
+    "SplineTransform",
+    "apply_transform",
+    "check_transform",
+    "num_parameters",
+    "pixel_parameters",
+]
 
 # Knots whose derivative is a parameter, beyond the number of bins.
 FREE_KNOTS = {"linear": -1, "circular": 0, None: 1}
@@ -190,3 +197,16 @@ def _apply_spline(transform: SplineTransform, x, parameters, inverse):
 def _num_derivatives(transform: SplineTransform) -> int:
     check_choice("tails", transform.tails, FREE_KNOTS)
     return transform.bins + FREE_KNOTS[transform.tails]
+
+
+def pixel_parameters(transform: AffineTransform | SplineTransform, output: Tensor, channels: int) -> Tensor:
+    """A network's output [B, channels * P, H, W], in the order that :func:`apply_transform` reads.
+
+    Example:
+        >>> from genssl_fast.ops.transforms import SplineTransform, pixel_parameters
+        >>> pixel_parameters(SplineTransform(bins=2), torch.zeros(1, 3 * 5, 4, 4), 3).shape
+        torch.Size([1, 3, 4, 4, 5])
+    """
+    if getattr(transform, "layout", "").startswith(("cat", "shift")):
+        return output
+    return output.unflatten(1, (channels, -1)).movedim(2, -1)

@@ -40,6 +40,20 @@ GENSSL_INLINE void store_lanes(Vec<T> value, T* target, int64_t count) {
   count >= Vec<T>::size ? value.store(target) : value.store(target, static_cast<int>(count));
 }
 
+// Short pieces, for which a call of memcpy or memset takes longer.
+template <class T>
+GENSSL_INLINE void copy_lanes(const T* source, int64_t count, T* target) {
+  for (int64_t i = 0; i < count; i += Vec<T>::size) {
+    store_lanes(load_lanes(source + i, count - i), target + i, count - i);
+  }
+}
+template <class T>
+GENSSL_INLINE void clear_lanes(T* target, int64_t count) {
+  for (int64_t i = 0; i < count; i += Vec<T>::size) {
+    store_lanes(Vec<T>(T(0)), target + i, count - i);
+  }
+}
+
 // Calls element(row, column, lanes, value) for every register of a tile of products.
 template <class T, class Element>
 GENSSL_INLINE void for_each_register(int64_t row, int rows, int64_t column, int64_t columns,

@@ -227,7 +227,7 @@ def test_samples_of_plans_are_the_same_bits_in_every_batch(run, data, tmp_path, 
     out = tmp_path / "flow.safetensors"
     options = (*TRAINING, "--learning-rate", 0.1, *SMALL[model])
     assert run("train", "--model", model, "--data", data, "--out", out, *options).code == 0
-    assert FlowModel.load(out).samples_are_exact == (model not in ("glow", "planar"))
+    assert FlowModel.load(out).samples_are_exact == (model != "planar")
     drawn = []
     for batch in (300, 7, 1):
         command = ("sample", "--checkpoint", out, "--count", 300, "--out", tmp_path / f"{batch}.npy")
@@ -238,7 +238,7 @@ def test_samples_of_plans_are_the_same_bits_in_every_batch(run, data, tmp_path, 
         np.testing.assert_array_equal(drawn[2], drawn[0])
 
 
-@pytest.mark.parametrize(("model", "refused"), [("glow", True), ("realnvp", False)])
+@pytest.mark.parametrize(("model", "refused"), [("planar", True), ("glow", False)])
 def test_run_goes_on_with_another_batch_where_that_gives_the_same_bits(
     run, data, tmp_path, monkeypatch, model, refused
 ):

@@ -26,8 +26,8 @@ IMAGE_FLOWS = {
     "glow": partial(flows.Glow, scales=2, steps=2, hidden=4),
     "glow-one-scale": partial(flows.Glow, scales=1, steps=2, hidden=4, clamp="tanh"),
 }
-# Perceptrons, which a compiled plan takes.
-PLANNED = tuple(name for name in FLOWS if not name.startswith("planar"))
+# Networks that a compiled plan takes.
+PLANNED = tuple(name for name in (*FLOWS, *IMAGE_FLOWS) if not name.startswith("planar"))
 
 
 def build(make, shape, dtype=torch.float64, spread=0.2, **options):

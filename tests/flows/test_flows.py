@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from genssl_fast import flows, nn
-from genssl_fast.flows import glow
 from tests.flows.models import FLOWS, IMAGE_FLOWS, build, samples
 
 SHAPES = {**dict.fromkeys(FLOWS, (5,)), **dict.fromkeys(IMAGE_FLOWS, (1, 4, 4))}
@@ -218,7 +217,7 @@ def test_any_layers_make_a_flow():
         (lambda: flows.NeuralSplineFlow(3, bins=0), "bins: expected 1 to 64, got 0"),
         (lambda: flows.NeuralSplineFlow(3, autoregressive=True, masks="stripes"), "masks: expected one of"),
         (lambda: flows.NeuralSplineFlow(3, order="sorted"), "order: expected one of"),
-        (lambda: glow.GlowStep([]), "layers: expected normalization, 1×1 convolution and coupling, got 0"),
+        (lambda: nn.GlowStep([]), "layers: expected normalization, 1×1 convolution and coupling, got 0"),
         (lambda: flows.NICE(3).sample(-1), "n: expected at least 0, got -1"),
         (lambda: flows.NICE(3).bits_per_dim(torch.zeros(2, 3), 0), "num_levels: expected at least 1, got 0"),
     ],

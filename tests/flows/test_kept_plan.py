@@ -9,7 +9,7 @@ import torch
 from genssl_fast import FlowPlan, nn
 from genssl_fast._library import native_module
 from genssl_fast.flows import Flow, FlowGMM, StandardNormal
-from tests.flows.models import FLOWS, PLANNED, build, samples
+from tests.flows.models import FLOWS, IMAGE_FLOWS, PLANNED, build, samples
 
 pytestmark = pytest.mark.skipif(native_module is None, reason="no compiled library")
 
@@ -37,7 +37,9 @@ def plan_of(flow):
 @pytest.mark.parametrize("context_features", [0, 3])
 @pytest.mark.parametrize("name", PLANNED)
 def test_plan_and_layers_agree(name, context_features):
-    flow, x = planned(name, context_features=context_features), samples(7, 1, 5)
+    shape = (2, 4, 8) if name in IMAGE_FLOWS else (1, 5)
+    flow = build((FLOWS | IMAGE_FLOWS)[name], shape, context_features=context_features)
+    x = samples(7, *shape)
     context = samples(7, 3, seed=2) if context_features else None
     assert plan_of(flow) is not None
     for compiled, own in zip(without_gradients(flow, x, context), eager(flow, x, context)):
@@ -47,8 +49,11 @@ def test_plan_and_layers_agree(name, context_features):
         torch.testing.assert_close(compiled, own.detach(), rtol=1e-6, atol=1e-6)
 
 
-def test_samples_have_the_same_bits_in_every_batch():
-    flow = planned(dtype=torch.float32)
+@pytest.mark.parametrize("make", [
+    planned, lambda **options: build(IMAGE_FLOWS["glow"], (2, 4, 8), **options),
+], ids=["spline", "glow"])  # fmt: skip
+def test_samples_have_the_same_bits_in_every_batch(make):
+    flow = make(dtype=torch.float32)
     whole = flow.sample(37, seed=1)
     parts = [flow.sample(n, seed=1, first_sample=i) for i, n in ((0, 1), (1, 20), (21, 16))]
     assert torch.equal(torch.cat(parts), whole)
@@ -62,6 +67,10 @@ def test_other_flows_have_no_plan():
     assert planned()._plan() is None  # gradients are recorded
 
 
+def plain_convolution(given, moved):
+    return torch.nn.Sequential(torch.nn.Conv2d(given, moved, 1))
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
@@ -72,6 +81,25 @@ def test_other_flows_have_no_plan():
 def test_a_plan_names_the_layer_it_cannot_run(layer, message):
     with pytest.raises(TypeError, match=message):
         FlowPlan(Flow(5, [nn.Permutation([4, 2, 0, 1, 3]), layer]))
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.ActNorm(4), r"layers\[0\]: expected a layer with plan_layers\(\), got ActNorm"),
+        (
+            nn.GlowScale([nn.GlowStep([nn.ActNorm(16), nn.InvertibleLinear(16), nn.ActNorm(16)])]),
+            r"layers\[0\]: .*plan_layers",
+        ),
+        (
+            nn.glow_step(4, plain_convolution),
+            r"layers\[0\]: expected modules that a plan runs, got Sequential",
+        ),
+    ],
+)
+def test_a_plan_of_images_names_the_layer_it_cannot_run(layer, message):
+    with pytest.raises(TypeError, match=message):
+        FlowPlan(Flow((4, 2, 2), [layer], flat=False))
 
 
 def test_mixture_of_classes():

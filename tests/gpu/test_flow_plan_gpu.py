@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from genssl_fast.ops.flow_layers import apply_layers
+from genssl_fast.ops.flow_eager import apply_layers
 from genssl_fast.ops.flow_plan import FlowPlan
-from tests.ops.test_flow_plan import batch_of, mixed_layers, moved
+from tests.ops.drawn_layers import batch_of, image_layers, mixed_layers, moved
 
 pytestmark = pytest.mark.gpu
 
@@ -23,6 +23,17 @@ def test_graphs_give_the_layers_results(inverse):
     for size in (1, 33, 7, 33):
         expected = apply_layers(layers, x[:size], context[:size], inverse=inverse)
         torch.testing.assert_close(run(x[:size], context[:size]), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_images(inverse):
+    shape = (4, 6, 9)
+    layers, (x, context) = moved(image_layers(shape), "cuda"), batch_of(torch.float64, 5, 4 * 6 * 9)
+    x, context = x.cuda().clamp(-3, 3), context.cuda()
+    plan = FlowPlan(layers)
+    expected = apply_layers(layers, x, context, inverse=inverse)
+    found = (plan.inverse if inverse else plan.transform)(x, context)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_results_outlive_the_next_replay():

@@ -24,7 +24,8 @@ def leaked_symbols(source, directory) -> list[str]:
     target = compile_for_isa(source, ISA, directory / f"{source.stem}.o", "-c", "-O0")
     listing = subprocess.run(["nm", "-C", target], capture_output=True, text=True, check=True).stdout
     symbols = [line[17:] for line in listing.splitlines()]
-    return [s for s in symbols if s[0] == "W" and f"genssl::{ISA}::" not in s]
+    inside = f"genssl::{ISA}::", f"W _ZN6genssl{len(ISA)}{ISA}"  # some names nm cannot decode
+    return [s for s in symbols if s[0] == "W" and inside[0] not in s and not s.startswith(inside[1])]
 
 
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.stem)

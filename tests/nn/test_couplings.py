@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genssl_fast import nn
-from genssl_fast.ops.flow_layers import apply_layers
+from genssl_fast.ops.flow_eager import apply_layers
 from genssl_fast.ops.transforms import AffineTransform, SplineTransform
 
 MASK = [True, False, True, True, False]

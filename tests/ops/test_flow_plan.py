@@ -1,7 +1,6 @@
 """A whole flow in one call against its layers in PyTorch."""
 
 import copy
-import math
 import os
 import pickle
 import subprocess
@@ -16,127 +15,15 @@ from genssl_fast._library import instruction_set
 from genssl_fast.flows import GaussianMixture
 from genssl_fast.nn import InvertibleLinear, SplineCoupling
 from genssl_fast.ops import flow_runners
-from genssl_fast.ops.flow_layers import ACTIVATIONS, apply_layers
-from genssl_fast.ops.flow_plan import (
-    AutoregressiveLayer,
-    CouplingLayer,
-    ElementwiseLayer,
-    FlowPlan,
-    LinearLayer,
-    MLPWeights,
-    PermutationLayer,
-)
-from genssl_fast.ops.made import made_degrees
+from genssl_fast.ops.flow_eager import apply_layers
+from genssl_fast.ops.flow_layers import PermutationLayer
+from genssl_fast.ops.flow_plan import FlowPlan
 from genssl_fast.ops.random import random_normal
-from genssl_fast.ops.transforms import AffineTransform, SplineTransform, num_parameters
-from tests.battery import assert_close_enough
+from genssl_fast.ops.transforms import SplineTransform
+from genssl_fast.reference.causal import ACTIVATIONS
+from tests.ops.drawn_layers import TRANSFORMS, Draw, assert_agrees, batch_of, mixed_layers, moved
 
 needs_kernels = pytest.mark.skipif(instruction_set() is None, reason="compiled kernels are not built")
-
-TRANSFORMS = {
-    "additive": AffineTransform(layout="shift"),
-    "additive, a clamp of no use": AffineTransform("sigmoid", layout="shift"),
-    "tanh, scale first": AffineTransform("tanh", layout="cat_scale_first"),
-    "sigmoid, interleaved": AffineTransform("sigmoid", layout="interleaved"),
-    "softplus, interleaved scale first": AffineTransform("softplus", layout="interleaved_scale_first"),
-    "zuko": AffineTransform("zuko", layout="cat"),
-    "zuko, interleaved": AffineTransform("zuko", layout="interleaved"),
-    "shift first": AffineTransform("atan", limit=1.5, order="shift_scale"),
-    "reciprocal": AffineTransform("reciprocal_sigmoid"),
-    "spline": SplineTransform(bins=5, bound=3.0),
-    "circular spline": SplineTransform(bins=4, tails="circular", bound=math.pi),
-    "free spline": SplineTransform(bins=3, tails=None, bound=(-5.0, 6.0, -4.0, 7.0)),
-    "zuko spline": SplineTransform(bins=17, bound=5.0, parameterization="zuko"),
-}
-
-
-class Draw:
-    """Random tensors of a dtype, the same numbers in all of them."""
-
-    def __init__(self, dtype=torch.float64, seed=0):
-        self.dtype, self.generator = dtype, torch.Generator().manual_seed(seed)
-
-    def normal(self, *shape):
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.dtype)
-
-    def permutation(self, count):
-        return torch.randperm(count, generator=self.generator)
-
-    def network(self, *widths, activation="relu", residual=False):
-        pairs = list(zip(widths[1:], widths))
-        weights = tuple(0.6 * self.normal(rows, columns) / columns**0.5 for rows, columns in pairs)
-        biases = tuple(0.3 * self.normal(rows) for rows, _ in pairs)
-        return MLPWeights(weights, biases, activation, residual)
-
-    def coupling(self, features, transform, hidden=(20, 33), context=0, inverse=False, **options):
-        columns = self.permutation(features)
-        given, moved = columns[: features // 2], columns[features // 2 :]
-        outputs = len(moved) * num_parameters(transform)
-        network = self.network(len(given) + context, *hidden, outputs, **options)
-        return CouplingLayer(given, moved, network, transform, inverse, context)
-
-    def autoregressive(self, features, transform, hidden=(20, 33), context=0, inverse=False, **options):
-        degrees = made_degrees(features, hidden, 1 + self.permutation(features))
-        network = self.network(features, *hidden, features * num_parameters(transform), **options)
-        weight = self.normal(hidden[0], context) if context else None
-        return AutoregressiveLayer(degrees, network, transform, inverse, weight)
-
-    def linear(self, features):
-        weight = torch.eye(features, dtype=self.dtype) + 0.2 * self.normal(features, features)
-        return LinearLayer(weight, self.normal(features), torch.linalg.slogdet(weight)[1])
-
-    def elementwise(self, features):
-        return ElementwiseLayer(self.normal(features), 0.3 * self.normal(features))
-
-
-def mixed_layers(dtype=torch.float64, features=5, context=2):
-    """Every kind of layer."""
-    draw = Draw(dtype)
-    residual = {"hidden": (20, 37, 20), "activation": "silu", "residual": True}
-    return [
-        draw.coupling(features, TRANSFORMS["spline"], context=context),
-        PermutationLayer(draw.permutation(features)),
-        draw.linear(features),
-        draw.coupling(features, TRANSFORMS["tanh, scale first"], context=context, **residual),
-        draw.elementwise(features),
-        PermutationLayer(draw.permutation(features)),
-        draw.autoregressive(features, TRANSFORMS["spline"], context=context, inverse=True),
-        draw.coupling(features, TRANSFORMS["sigmoid, interleaved"], context=context, inverse=True),
-        draw.autoregressive(features, TRANSFORMS["zuko, interleaved"], context=context),
-    ]
-
-
-def batch_of(dtype, size, features=5, context=2):
-    draw = Draw(dtype, seed=1)
-    return draw.normal(size, features), draw.normal(size, context) if context else None
-
-
-def moved(layers, target):
-    """The same layers in another dtype or on another device."""
-
-    def converted(value):
-        if isinstance(value, torch.Tensor):
-            keeps = isinstance(target, torch.dtype) and not value.is_floating_point()
-            return value if keeps else value.to(target)
-        if isinstance(value, tuple):
-            items = list(map(converted, value))
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        return value
-
-    return [converted(layer) for layer in layers]
-
-
-def assert_agrees(layers, x, context, inverse):
-    """The plan within the error contract of the layers in fp64."""
-    plan = FlowPlan(layers)
-    found = plan.inverse(x, context) if inverse else plan.transform(x, context)
-    run = partial(apply_layers, inverse=inverse)
-    plain = run(layers, x, context)
-    exact = run(moved(layers, torch.float64), x.double(), None if context is None else context.double())
-    if x.dtype == torch.float64:
-        return torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
-    for name, *outputs in zip(("value", "log_abs_det"), found, plain, exact):
-        assert_close_enough(*outputs, 2, name)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
