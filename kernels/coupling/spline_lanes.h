@@ -107,6 +107,13 @@ struct LowerHalves {
 struct UpperHalf {
   static constexpr int source(int lane) { return lane % kBlockColumns + kBlockColumns; }
 };
+// The quarters of both registers in turn: two of the lower or of the upper half of each.
+template <int first>
+struct QuartersInTurn {
+  static constexpr int source(int lane) {
+    return (lane / 8 + first) * 4 + lane % 4 + lane / 4 % 2 * kLanes;
+  }
+};
 // Blocks of `block` lanes change places between the registers.
 template <int block, bool lower>
 struct Exchanged {
@@ -179,6 +186,25 @@ GENSSL_INLINE void transpose_loaded(Vec<float> (&rows)[kBlockColumns]) {
       const Vec<float> a = rows[c], b = rows[c + 4];
       rows[c] = shuffle<EverySecondQuarter<0>>(a, b);
       rows[c + 4] = shuffle<EverySecondQuarter<1>>(a, b);
+    }
+  } else {
+    transpose_halves(rows);
+  }
+}
+
+// Columns of every lane become lanes: register i has those of lane stored_lane(i) in its lower
+// half, and of lane stored_lane(i) + kUpperLane in its upper half.
+constexpr int stored_lane(int i) { return kLanes == 16 ? i % 4 + i / 4 * 8 : i; }
+
+GENSSL_INLINE void transpose_stored(Vec<float> (&rows)[kBlockColumns]) {
+  if constexpr (kLanes == 16) {
+    transpose_quarters(rows);
+    transpose_quarters(rows + 4);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const Vec<float> a = rows[c], b = rows[c + 4];
+      rows[c] = shuffle<QuartersInTurn<0>>(a, b);
+      rows[c + 4] = shuffle<QuartersInTurn<2>>(a, b);
     }
   } else {
     transpose_halves(rows);
@@ -262,11 +288,11 @@ inline void store_rows(const SplineLanes& lanes, ElementType type, const float* 
       for (int i = 0; i < kBlockColumns; ++i) {
         block[i] = Vec<float>::load(rows + (k + i) * kLanes);
       }
-      transpose_halves(block);
+      transpose_stored(block);
 #pragma GCC unroll 8
       for (int i = 0; i < kBlockColumns; ++i) {
-        const int upper = kBlockColumns + i;
-        if (i < lanes.count) store(block[i], logits + i * target.stride + k, count);
+        const int lower = stored_lane(i), upper = lower + kUpperLane;
+        if (lower < lanes.count) store(block[i], logits + lower * target.stride + k, count);
         if (upper < lanes.count) {
           store(shuffle<UpperHalf>(block[i], block[i]), logits + upper * target.stride + k, count);
         }
