@@ -4,7 +4,7 @@ Trains each flow on 20,000 points and writes a picture of its density beside the
 after the command draw these alone.
 """
 
-import sys
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,4 +83,9 @@ def picture(model: FlowModel) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(FLOWS))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("flow", nargs="*", help=f"(default: {' '.join(FLOWS)})")
+    chosen = parser.parse_args().flow or list(FLOWS)
+    if not set(chosen) <= FLOWS.keys():
+        parser.error(f"flow: expected some of {', '.join(FLOWS)}, got {' '.join(chosen)}")
+    main(chosen)

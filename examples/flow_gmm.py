@@ -9,8 +9,8 @@ References:
     | Verma et al., Interpolation Consistency Training, https://arxiv.org/abs/1903.03825
 """
 
+import argparse
 import copy
-import sys
 
 import numpy as np
 import torch
@@ -31,9 +31,12 @@ LABEL_WEIGHT, CONSISTENCY_WEIGHT, CONSISTENCY_WARMUP = 0.05, 10.0, 300
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seed", nargs="*", type=int, default=[0], help="(default: 0)")
+    seeds = parser.parse_args().seed
     count = CLASSES * LABELS_PER_CLASS
     print(f"linear classifier     {linear_accuracy():6.1%} of test digits, from {count} labels")
-    for seed in map(int, sys.argv[1:] or ["0"]):
+    for seed in seeds:
         print(f"FlowGMM, seed {seed}       {accuracy(*train(seed)):6.1%}")
 
 

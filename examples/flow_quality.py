@@ -4,7 +4,7 @@
 when a held-out part of the training data is explained no better, and prints what the test data get.
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,7 +64,12 @@ CASES = {
 
 
 def main() -> None:
-    for name in sys.argv[1:] or CASES:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("case", nargs="*", help=f"(default: {' '.join(CASES)})")
+    chosen = parser.parse_args().case or list(CASES)
+    if not set(chosen) <= CASES.keys():
+        parser.error(f"case: expected some of {', '.join(CASES)}, got {' '.join(chosen)}")
+    for name in chosen:
         case = CASES[name]
         for seed in SEEDS:
             start = time.process_time()

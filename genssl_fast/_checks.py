@@ -14,6 +14,7 @@ __all__ = [
     "check_integer",
     "check_same",
     "check_shape",
+    "check_tensor",
     "is_traced",
     "values_are_checked",
 ]
@@ -46,10 +47,15 @@ def check_integer(argument: str, value) -> None:
         raise TypeError(f"{argument}: expected an integer, got {value!r}")
 
 
+def check_tensor(argument: str, value) -> None:
+    """The value must be a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a tensor, got {type(value).__name__}")
+
+
 def check_dtype(argument: str, tensor: Tensor, dtypes: Iterable[torch.dtype] = FLOATING) -> None:
     """The tensor's dtype must be one of the dtypes."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{argument}: expected a tensor, got {type(tensor).__name__}")
+    check_tensor(argument, tensor)
     dtypes = tuple(dtypes)
     if tensor.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
@@ -64,8 +70,7 @@ def check_shape(argument: str, tensor: Tensor, shape: tuple, meaning: str) -> No
 
 def check_same(argument: str, tensor: Tensor, other: Tensor, other_name: str, *, shape: bool = True) -> None:
     """Same shape (unless told otherwise), dtype and device as another argument."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{argument}: expected a tensor, got {type(tensor).__name__}")
+    check_tensor(argument, tensor)
     if shape and tensor.shape != other.shape:
         raise ValueError(
             f"{argument}: expected the shape of {other_name}, {list(other.shape)}, got {list(tensor.shape)}"

@@ -68,7 +68,9 @@ def check_first_sample(first_sample: int) -> None:
     """The number of the first sample in the batch."""
     if isinstance(first_sample, bool) or not isinstance(first_sample, int | torch.SymInt):
         raise TypeError(f"first_sample: expected an int, got {type(first_sample).__name__}")
-    check(first_sample >= 0, "first_sample", "an integer of at least 0", first_sample)
+    if isinstance(first_sample, int):
+        fits = 0 <= first_sample < 1 << 62
+        check(fits, "first_sample", "an integer of at least 0, below 2^62", first_sample)
 
 
 def _counter_tensor(name: str, value: Tensor, device: torch.device) -> Tensor:

@@ -72,8 +72,8 @@ def accelerate(module: nn.Module) -> AccelerationReport:
     classes than the library's, the inverse is the library's own, also where they came after acceleration,
     and a plan raises.
 
-    For densities and samples without gradients, ``plan`` in ``genssl_fast.integrations.nflows``,
-    ``.normflows`` and ``.zuko`` is faster still.
+    For densities and samples without gradients of flows of couplings, ``plan`` in
+    ``genssl_fast.integrations.nflows``, ``.normflows`` and ``.zuko`` is faster still.
 
     Arguments:
         module: the model, or any module that holds layers of these libraries.

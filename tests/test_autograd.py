@@ -164,3 +164,16 @@ def test_derivatives_by_frequencies_are_refused():
         torch.func.jvp(embed, (frequencies,), (frequencies,))
     with pytest.raises(ValueError, match=message):
         embed(frequencies.requires_grad_())
+
+
+def test_flow_operations_are_one_graph():
+    """T11: nothing in a call looks at values or leaves the graph."""
+    torch._dynamo.reset()
+    x, parameters = torch.randn(4, 3), torch.randn(4, 3, 11)
+    for call in (
+        lambda: genssl_fast.affine_coupling(x, x, x, clamp="tanh"),
+        lambda: genssl_fast.rational_quadratic_spline(x, parameters),
+        lambda: genssl_fast.rational_quadratic_spline(x, parameters, inverse=True),
+    ):
+        found = torch._dynamo.explain(call)()
+        assert (found.graph_count, found.graph_break_count) == (1, 0)

@@ -1,6 +1,8 @@
 """Flows explain real data as well as they should: a short gate here, the whole of it in `make test-all`."""
 
 import importlib.util
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -79,11 +81,23 @@ def test_few_labels_train(flow_gmm):
     assert flow_gmm.accuracy(model, preprocessing) > 0.75
 
 
+@pytest.mark.parametrize(("script", "argument"), [
+    ("flow_densities", "foo"), ("flow_quality", "foo"), ("flow_gmm", "x"),
+])  # fmt: skip
+def test_examples_say_what_they_take(script, argument):
+    path = EXAMPLES / f"{script}.py"
+    done = subprocess.run([sys.executable, path, argument], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert argument in done.stderr
+
+
 def test_densities_are_drawn(monkeypatch, tmp_path, capsys):
     flow_densities = load("flow_densities")
     monkeypatch.setattr(flow_densities, "PICTURE", tmp_path / "densities.png")
     monkeypatch.setattr(flow_densities, "PIXELS", 20)
     monkeypatch.setattr(flow_densities, "TRAINING", FlowTrainingConfig(steps=2, batch=8))
-    flow_densities.main(["nice"])
+    chosen = list(flow_densities.FLOWS)
+    flow_densities.main(chosen)
     assert Image.open(tmp_path / "densities.png").size[0] > 300
-    assert capsys.readouterr().out.count("nats") == 3
+    assert capsys.readouterr().out.count("nats") == 3 * len(chosen)

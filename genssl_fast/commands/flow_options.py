@@ -18,6 +18,7 @@ FLOW_OPTIONS = {
     name: name for name in ("layers", "hidden", "bins", "bound", "dropout", "actnorm", "linear", "scales")
 }
 FLOW_OPTIONS["steps_per_scale"] = "steps"
+OWN = "(default: each flow's own)"
 
 
 def add_flow_arguments(group: argparse._ArgumentGroup) -> None:
@@ -28,19 +29,23 @@ def add_flow_arguments(group: argparse._ArgumentGroup) -> None:
         ("scales", "scales of Glow"),
         ("steps_per_scale", "steps of Glow at each scale"),
     ):
-        group.add_argument(f"--{name.replace('_', '-')}", type=positive_int, help=what)
+        group.add_argument(f"--{name.replace('_', '-')}", type=positive_int, help=f"{what} {OWN}")
     for name, what in (("actnorm", "normalization"), ("linear", "a learned rotation")):
         group.add_argument(
-            f"--{name}", action=argparse.BooleanOptionalAction, help=f"{what} before every transform"
+            f"--{name}", action=argparse.BooleanOptionalAction, help=f"{what} before every transform {OWN}"
         )
-    group.add_argument("--dropout", type=fraction, help="of hidden units")
-    group.add_argument("--bound", type=positive, help="splines act between -BOUND and BOUND")
+    group.add_argument("--dropout", type=fraction, help=f"of hidden units {OWN}")
+    group.add_argument("--bound", type=positive, help=f"splines act between -BOUND and BOUND {OWN}")
     group.add_argument(
-        "--alpha", type=positive, help=f"of the logit of discrete data (default: {MODEL.alpha})"
+        "--alpha", type=positive, help=f"of the logit of 8-bit images and digits (default: {MODEL.alpha})"
     )
     for name, kind, what in (
         ("weight_decay", fraction, "of AdamW"),
-        ("held_out", fraction, "part of the data to validate with, 0 for none"),
+        (
+            "held_out",
+            fraction,
+            "part of the data to validate with, rounded to every second, third, ... sample; 0 for none",
+        ),
         ("validate_every", positive_int, "steps between validations"),
         ("patience", positive_int, "validations without a new best after which training stops"),
     ):

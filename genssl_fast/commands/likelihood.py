@@ -57,9 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
     expected = f"samples of shape {list(model.config.shape)}, like those of the checkpoint"
     check(shape == model.config.shape, "data", expected, f"{arguments.data} with {list(shape)}")
     log_prob = _log_prob(model, dataset, arguments, device)
+    print(_summary(arguments.data, log_prob, model), flush=True)
     if arguments.out is not None:
         _save(arguments.out, log_prob)
-    print(_summary(arguments.data, log_prob, model))
 
 
 def _log_prob(

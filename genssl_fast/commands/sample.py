@@ -3,8 +3,8 @@
 Sample number k depends on the seed and k alone: not on the batch, the threads, the number of processes
 (start several with torchrun) or interruptions. An interrupted run goes on where it was when the same
 command is given again; OUT appears when it is complete. All this is bit for bit for score models and, on
-the CPU, for flows that run as one compiled plan: all but glow and planar. For other flows, samples are
-the same within rounding, and a run goes on with the same --batch, --threads and processes only.
+the CPU, for flows that run as one compiled plan: all but planar. For others, samples are the
+same within rounding, and a run goes on with the same --batch, --threads and processes only.
 """
 
 import argparse

@@ -116,10 +116,11 @@ def _add_score_arguments(group: argparse._ArgumentGroup) -> None:
         ("embed", "width of the embedding of time"),
         ("time_dim", "sinusoidal features of time"),
     ):
+        others = ", flows each their own" if name == "hidden" else ""
         group.add_argument(
             f"--{name.replace('_', '-')}",
             type=positive_int,
-            help=f"{what} (default: {getattr(MODEL, name)})",
+            help=f"{what} (default: {getattr(MODEL, name)}{others})",
         )
 
 
@@ -161,6 +162,8 @@ def _new_trainer(arguments: argparse.Namespace, dataset: Dataset, device: torch.
         )
         training = TrainingConfig(**given(arguments, _fields(TrainingConfig)))
         return ScoreTrainer(config, training, device=device)
+    is_used = arguments.alpha is None or dataset.num_levels is not None
+    check(is_used, "alpha", "no such option for continuous data", arguments.alpha)
     config = FlowModelConfig(
         shape=shape,
         flow=name,
@@ -236,7 +239,7 @@ class _Training:
         what = f"training, loss in {trainer.unit}" if trainer.unit else "training"
         with ProgressReport(what, total, "steps", done=trainer.step) as progress:
             while not trainer.finished and not requests and time.monotonic() < self.stop_time:
-                loss = trainer.train_step(self.samples)
+                loss = self._step()
                 save = time.monotonic() - saved > self.arguments.save_every
                 if save or requests or trainer.step % STEPS_PER_REPORT == 0 or trainer.finished:
                     count = trainer.step - progress.done
@@ -246,6 +249,12 @@ class _Training:
                     self.save()
                     saved = time.monotonic()
         self.save()
+
+    def _step(self) -> torch.Tensor:
+        try:
+            return self.trainer.train_step(self.samples)
+        except ValueError as error:  # of an operation, for weights that have left its range
+            raise self._diverged(str(error)) from error
 
     def save(self) -> None:
         """Writes the state first: it alone decides where a resumed run goes on."""
@@ -264,11 +273,14 @@ class _Training:
     def _finite(self, loss: torch.Tensor) -> float:
         value = float(loss)
         if not math.isfinite(value):
-            raise ArithmeticError(
-                f"loss: expected a finite number, got {value} at step {self.trainer.step}; "
-                f"try a lower --learning-rate; {self.arguments.out} is as it was last saved"
-            )
+            raise self._diverged(f"loss: expected a finite number, got {value}")
         return value
+
+    def _diverged(self, what: str) -> ArithmeticError:
+        return ArithmeticError(
+            f"{what} at step {self.trainer.step}; try a lower --learning-rate; "
+            f"{self.arguments.out} is as it was last saved"
+        )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from genssl_fast._checks import check, check_choice
+from genssl_fast._checks import check_choice, check_count
 from genssl_fast.flows.flow import Flow, constructor_arguments, event_shape, mixed
 from genssl_fast.nn import Inverse, MaskedAutoregressive
 from genssl_fast.ops.transforms import AffineTransform, SplineTransform
@@ -168,7 +168,7 @@ def autoregressive_layers(
     context_features: int,
 ) -> Iterator[MaskedAutoregressive]:
     """Masked transforms in changing orders."""
-    check(layers >= 1, "layers", "at least 1", layers)
+    check_count("layers", layers, 1)
     check_choice("order", order, ORDERS)
     features = torch.Size(event_shape(shape)).numel()
     for layer in range(layers):

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from genssl_fast._checks import check, check_choice
+from genssl_fast._checks import check, check_choice, check_count
 from genssl_fast.flows.autoregressive_flows import ORDERS, autoregressive_layers
 from genssl_fast.flows.flow import Flow, constructor_arguments, event_shape, mixed
 from genssl_fast.nn import MLP, ActNorm, AffineCoupling, SplineCoupling
@@ -190,7 +190,7 @@ def coupling_masks(shape: tuple[int, ...], layers: int, kind: str) -> Iterator[T
         >>> [mask.int().tolist() for mask in coupling_masks((4,), 2, "checkerboard")]
         [[0, 1, 0, 1], [1, 0, 1, 0]]
     """
-    check(layers >= 1, "layers", "at least 1", layers)
+    check_count("layers", layers, 1)
     check_choice("masks", kind, MASKS)
     size = torch.Size(shape).numel()
     check(size >= 2, "shape", "at least two entries to couple", shape)

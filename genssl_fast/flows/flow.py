@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from genssl_fast._checks import check, check_count, check_same, check_shape
+from genssl_fast._checks import check, check_count, check_same, check_shape, check_tensor
 from genssl_fast.flows.base import StandardNormal
 from genssl_fast.flows.kept_plan import KeptPlan
 from genssl_fast.nn import (
@@ -98,10 +98,13 @@ class Flow(FlowMethods, nn.Module):
     ):
         super().__init__()
         self.shape, self.flat = event_shape(shape), flat
-        check(context_features >= 0, "context_features", "at least 0", context_features)
+        check_count("context_features", context_features)
         self.context_features = context_features
         self.layers = Compose(layers)
+        check(len(self.layers) > 0, "layers", "at least one layer", 0)
         self.base = StandardNormal(self.shape) if base is None else base
+        noise = tuple(getattr(self.base, "shape", self.shape))
+        check(noise == self.shape, "base", f"a density of shape {list(self.shape)}", f"one of {list(noise)}")
         self.config: dict[str, Any] | None = None
         self._kept_plan: KeptPlan | None = None
 
@@ -195,9 +198,10 @@ class Flow(FlowMethods, nn.Module):
         """The compiled plan, where there is one and nothing needs the layers' own operations."""
         if not records_nothing():
             return None
-        if self._kept_plan is None or not self._kept_plan.is_current():
-            self._kept_plan = KeptPlan(self)
-        return self._kept_plan.plan
+        kept = self._kept_plan  # which another thread may forget
+        if kept is None or not kept.is_current():
+            kept = self._kept_plan = KeptPlan(self)
+        return kept.plan
 
     def __getstate__(self) -> dict:
         """Without the plan, which a copy makes for itself."""
@@ -216,11 +220,14 @@ class Flow(FlowMethods, nn.Module):
     def _run(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         """The layers' own operations."""
         name = "z" if inverse else "x"
-        check_shape(name, x, (*x.shape[:1], *self.shape), f"[B, *{list(self.shape)}]")
-        if context is not None and context.ndim == 1:
-            context = context.expand(len(x), -1)
-        check_context(context, self.context_features)
+        check_tensor(name, x)
+        fits = x.ndim > 0 and x.shape[1:] == self.shape
+        check(fits, name, f"shape [B, *{list(self.shape)}]", list(x.shape))
         self._check_like_parameters(name, x)
+        if context is not None:
+            check_tensor("context", context)
+            context = context.expand(len(x), -1) if context.ndim == 1 else context
+        check_context(context, self.context_features)
         if context is not None:
             check_shape("context", context, (len(x), self.context_features), "[B, C]")
             self._check_like_parameters("context", context)
@@ -230,7 +237,11 @@ class Flow(FlowMethods, nn.Module):
 
     def _check_like_parameters(self, name: str, tensor: Tensor) -> None:
         parameter = next(self.parameters(), None)
-        if parameter is not None and not torch.is_autocast_enabled(tensor.device.type):
+        if parameter is None:
+            return
+        device = parameter.device
+        check(tensor.device == device, name, f"the device of the parameters, {device}", tensor.device)
+        if not torch.is_autocast_enabled(device.type):
             check_same(name, tensor, parameter, "the parameters", shape=False)
 
     def extra_repr(self) -> str:

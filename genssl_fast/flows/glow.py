@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from genssl_fast._checks import check
+from genssl_fast._checks import check, check_count
 from genssl_fast.flows.flow import Flow, constructor_arguments, event_shape
 from genssl_fast.nn import AffineCoupling, ConvNet
 from genssl_fast.nn.glow import GlowScale, glow_step
@@ -59,8 +59,8 @@ class Glow(Flow):
     ):
         config = constructor_arguments(locals())
         shape = event_shape(shape)
-        check(scales >= 1, "scales", "at least 1", scales)
-        check(steps >= 1, "steps", "at least 1", steps)
+        check_count("scales", scales, 1)
+        check_count("steps", steps, 1)
         divided = len(shape) == 3 and all(size % 2**scales == 0 for size in shape[1:])
         check(divided, "shape", f"(C, H, W) with H and W divisible by {2**scales}", shape)
         network = partial(ConvNet, hidden=hidden, context_features=context_features)

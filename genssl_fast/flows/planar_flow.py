@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from genssl_fast._checks import check, check_choice
+from genssl_fast._checks import check_choice, check_count
 from genssl_fast.flows.flow import Flow, constructor_arguments, event_shape
 from genssl_fast.nn import Inverse, Planar
 
@@ -41,7 +41,7 @@ class PlanarFlow(Flow):
         context_features: int = 0,
     ):
         config = constructor_arguments(locals())
-        check(layers >= 1, "layers", "at least 1", layers)
+        check_count("layers", layers, 1)
         check_choice("closed_form", closed_form, ("log_prob", "sample"))
         features = torch.Size(event_shape(shape)).numel()
         maps = [Planar(features, context_features=context_features) for _ in range(layers)]

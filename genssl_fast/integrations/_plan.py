@@ -10,7 +10,7 @@ from genssl_fast.integrations._plain import has_own_code
 from genssl_fast.ops.flow_layers import Layer, MLPWeights
 from genssl_fast.reference.causal import ACTIVATIONS
 
-__all__ = ["PlannedFlow", "check_plain", "perceptron", "sequential", "unplanned"]
+__all__ = ["PlannedFlow", "check_kind", "check_plain", "perceptron", "sequential", "unplanned"]
 
 
 class PlannedFlow(nn.Module):
@@ -28,6 +28,13 @@ class PlannedFlow(nn.Module):
     def plan_layers(self) -> list[Layer]:
         """The layers as they are now."""
         return self.describe(self.flow)
+
+
+def check_kind(name: str, flow, base: type) -> None:
+    """A flow of the library, not another module of it."""
+    if not isinstance(flow, base):
+        kind = f"{base.__module__.split('.')[0]}'s {base.__name__}"
+        raise TypeError(f"{name}: expected {kind}, got {type(flow).__name__}")
 
 
 def check_plain(flow: nn.Module, base: type, parts: Iterable[nn.Module], known: Container[type]) -> None:

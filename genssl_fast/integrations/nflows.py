@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genssl_fast._checks import values_are_checked
 from genssl_fast.integrations import _spline_flows
-from genssl_fast.integrations._plan import PlannedFlow, check_plain, perceptron, unplanned
+from genssl_fast.integrations._plan import PlannedFlow, check_kind, check_plain, perceptron, unplanned
 from genssl_fast.integrations._replacement import by_class
 from genssl_fast.ops.flow_layers import (
     CouplingLayer,
@@ -245,6 +245,7 @@ def plan(flow: flows.Flow) -> FlowPlan:
         >>> torch.allclose(plan.log_prob(x), flow.log_prob(x), atol=1e-4)
         True
     """
+    check_kind("flow", flow, flows.Flow)
     if type(flow._distribution) is not StandardNormal:
         raise unplanned(flow._distribution, "its noise is not a StandardNormal")
     if not isinstance(flow._embedding_net, nn.Identity):

@@ -12,7 +12,7 @@ from normflows.nets import MLP
 from torch import Tensor, nn
 
 from genssl_fast.integrations import _spline_flows
-from genssl_fast.integrations._plan import PlannedFlow, check_plain, sequential, unplanned
+from genssl_fast.integrations._plan import PlannedFlow, check_kind, check_plain, sequential, unplanned
 from genssl_fast.integrations._replacement import Replacement, by_class
 from genssl_fast.ops.affine_coupling import affine_coupling, affine_parameters
 from genssl_fast.ops.flow_layers import (
@@ -267,6 +267,7 @@ def plan(model: NormalizingFlow) -> FlowPlan:
         >>> torch.allclose(plan.log_prob(x), model.log_prob(x), atol=1e-4)
         True
     """
+    check_kind("model", model, NormalizingFlow)
     if type(model.q0) is not DiagGaussian or model.q0.n_dim != 1 or model.q0.temperature is not None:
         raise unplanned(model.q0, "it is not a DiagGaussian of vectors")
     return FlowPlan(PlannedFlow(model, _model_layers))

@@ -13,7 +13,7 @@ from zuko.flows import autoregressive, coupling, gaussianization
 from zuko.nn import MLP, Linear
 
 from genssl_fast.integrations import _fused_transforms, _masked_mlp
-from genssl_fast.integrations._plan import PlannedFlow, check_plain, sequential, unplanned
+from genssl_fast.integrations._plan import PlannedFlow, check_kind, check_plain, sequential, unplanned
 from genssl_fast.integrations._replacement import Replacement, by_class
 from genssl_fast.ops.affine_coupling import affine_coupling
 from genssl_fast.ops.flow_layers import CouplingLayer, Layer, PermutationLayer
@@ -231,6 +231,7 @@ def plan(flow: lazy.Flow) -> FlowPlan:
         >>> torch.allclose(plan.log_prob(x), flow().log_prob(x), atol=1e-4)
         True
     """
+    check_kind("flow", flow, lazy.Flow)
     base = flow.base()
     is_standard = isinstance(base, DiagNormal) and bool(((base.mean == 0) & (base.stddev == 1)).all())
     if not is_standard:

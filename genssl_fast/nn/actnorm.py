@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from genssl_fast._checks import check
+from genssl_fast._checks import check_count
 from genssl_fast.ops.actnorm import actnorm
 from genssl_fast.ops.flow_layers import ElementwiseLayer
 
@@ -36,7 +36,7 @@ class ActNorm(nn.Module):
 
     def __init__(self, features: int):
         super().__init__()
-        check(features >= 1, "features", "at least 1", features)
+        check_count("features", features, 1)
         self.shift = nn.Parameter(torch.zeros(features))
         self.log_scale = nn.Parameter(torch.zeros(features))
         self.register_buffer("initialized", torch.tensor(False))
@@ -57,7 +57,7 @@ class ActNorm(nn.Module):
 
     def initialize_once(self, x: Tensor) -> None:
         """Calls :meth:`initialize` in training, unless that has happened before."""
-        if self.training and not self._is_initialized():
+        if self.training and len(x) > 0 and not self._is_initialized():
             self.initialize(x)
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genssl_fast._checks import check, check_choice
+from genssl_fast._checks import check_choice, check_count
 from genssl_fast.nn.mlp import check_context
 from genssl_fast.ops.flow_layers import ConvNetWeights
 from genssl_fast.reference.causal import ACTIVATIONS
@@ -50,9 +50,9 @@ class ConvNet(nn.Module):
         super().__init__()
         sizes = {"in_channels": in_channels, "out_channels": out_channels, "hidden": hidden}
         for name, size in sizes.items():
-            check(size >= 1, name, "at least 1", size)
+            check_count(name, size, 1)
         check_choice("activation", activation, ACTIVATIONS)
-        check(context_features >= 0, "context_features", "at least 0", context_features)
+        check_count("context_features", context_features)
         self.activation, self.context_features = activation, context_features
         self.first = nn.Conv2d(in_channels, hidden, 3, padding=1)
         self.middle = nn.Conv2d(hidden, hidden, 1)

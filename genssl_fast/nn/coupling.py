@@ -60,7 +60,7 @@ class Coupling(nn.Module):
         network: Network = MLP,
     ):
         super().__init__()
-        mask = torch.as_tensor(mask, dtype=torch.bool, device="cpu")
+        mask = _boolean(mask)
         check(mask.ndim == 1, "mask", "shape [D]", list(mask.shape))
         given, moved = int((~mask).sum()), int(mask.sum())
         check(given > 0 and moved > 0, "mask", "both True and False entries", mask.tolist())
@@ -136,6 +136,14 @@ class Coupling(nn.Module):
 
     def extra_repr(self) -> str:
         return f"identity={len(self.identity)}, transformed={len(self.transformed)}, {self.transform}"
+
+
+def _boolean(mask: Sequence[bool] | Tensor) -> Tensor:
+    """Zeros and ones count as booleans; numbers of columns do not."""
+    values = torch.as_tensor(mask, device="cpu")
+    are_booleans = bool(((values == 0) | (values == 1)).all())
+    check(are_booleans, "mask", "booleans, one for every entry", values.tolist())
+    return values.bool()
 
 
 class AffineCoupling(Coupling):

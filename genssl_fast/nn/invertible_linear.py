@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from genssl_fast._checks import check
+from genssl_fast._checks import check_count
 from genssl_fast.nn.kept import Kept, records_nothing
 from genssl_fast.ops.flow_layers import LinearLayer
 from genssl_fast.ops.invertible_linear import invertible_linear, invertible_linear_weight
@@ -36,7 +36,7 @@ class InvertibleLinear(nn.Module):
 
     def __init__(self, features: int, *, bias: bool = False, identity: bool = False):
         super().__init__()
-        check(features >= 1, "features", "at least 1", features)
+        check_count("features", features, 1)
         eye = torch.eye(features, dtype=torch.float64)
         weight = eye if identity else torch.linalg.qr(torch.randn_like(eye)).Q
         permutation, lower, upper = torch.linalg.lu(weight)

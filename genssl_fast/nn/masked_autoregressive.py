@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genssl_fast._checks import check, check_choice
+from genssl_fast._checks import check, check_choice, check_count
 from genssl_fast.nn.coupling import identity_parameters
 from genssl_fast.nn.mlp import check_context, checked_widths
 from genssl_fast.ops.flow_layers import AutoregressiveLayer, MLPWeights
@@ -63,9 +63,9 @@ class MaskedAutoregressive(nn.Module):
         super().__init__()
         check_transform(transform)
         hidden = checked_widths(hidden, residual)
-        check(features >= 1, "features", "at least 1", features)
+        check_count("features", features, 1)
         check_choice("activation", activation, ACTIVATIONS)
-        check(context_features >= 0, "context_features", "at least 0", context_features)
+        check_count("context_features", context_features)
         self.transform, self.activation, self.residual = transform, activation, residual
         self.features, self.context_features = features, context_features
         units = (hidden[0],) * (2 * len(hidden) + 1) if residual else hidden

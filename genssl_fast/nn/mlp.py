@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from genssl_fast._checks import check, check_choice
+from genssl_fast._checks import check, check_choice, check_count, check_integer, check_tensor
 from genssl_fast.ops.flow_layers import MLPWeights
 from genssl_fast.reference.causal import ACTIVATIONS
 
@@ -55,10 +55,10 @@ class MLP(nn.Module):
         super().__init__()
         hidden = checked_widths(hidden, residual)
         check_choice("activation", activation, ACTIVATIONS)
-        check(in_features >= 1, "in_features", "at least 1", in_features)
-        check(out_features >= 1, "out_features", "at least 1", out_features)
+        check_count("in_features", in_features, 1)
+        check_count("out_features", out_features, 1)
         check(0 <= dropout < 1, "dropout", "a probability in [0, 1)", dropout)
-        check(context_features >= 0, "context_features", "at least 0", context_features)
+        check_count("context_features", context_features)
         self.activation, self.residual, self.dropout = activation, residual, dropout
         self.context_features = context_features
         between = (hidden[0],) * (2 * len(hidden) + 1) if residual else hidden
@@ -108,6 +108,8 @@ def checked_widths(hidden: Sequence[int], residual: bool) -> tuple[int, ...]:
     """Widths of hidden layers, or of residual blocks."""
     if not isinstance(hidden, Sequence):
         raise TypeError(f"hidden: expected a sequence of widths, as (128, 128), got {hidden!r}")
+    for width in hidden:
+        check_integer("hidden", width)
     check(len(hidden) >= 1 and min(hidden) >= 1, "hidden", "widths of at least 1", hidden)
     check(not residual or len(set(hidden)) == 1, "hidden", "equal widths where residual", hidden)
     return tuple(hidden)
@@ -116,6 +118,8 @@ def checked_widths(hidden: Sequence[int], residual: bool) -> tuple[int, ...]:
 def check_context(context: Tensor | None, context_features: int) -> None:
     """Context [B, context_features] is given where it is expected, and nowhere else."""
     expected = f"shape [B, {context_features}]" if context_features else "None, as context_features is 0"
+    if context is not None:
+        check_tensor("context", context)
     got = None if context is None else list(context.shape)
     fits = got is None if context_features == 0 else got is not None and got[1:] == [context_features]
     check(fits, "context", expected, got)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from genssl_fast._checks import check
+from genssl_fast._checks import check, check_count
 from genssl_fast.nn.mlp import check_context
 from genssl_fast.ops.planar import planar, radial
 
@@ -18,7 +18,7 @@ class _Parametric(nn.Module):
     def __init__(self, sizes: list[int], context_features: int):
         super().__init__()
         check(min(sizes) >= 1, "features", "at least 1", min(sizes))
-        check(context_features >= 0, "context_features", "at least 0", context_features)
+        check_count("context_features", context_features)
         self.sizes, self.context_features = sizes, context_features
         self.parameter = nn.Parameter(torch.empty(sum(sizes)))
         self.context = nn.Linear(context_features, sum(sizes), bias=False) if context_features else None

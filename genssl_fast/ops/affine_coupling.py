@@ -31,7 +31,7 @@ DEFAULTS = {
     "tanh": {"limit": 2.0},
     "atan": {"limit": 2.0},
     "sigmoid": {"offset": 2.0, "min_scale": 1e-3},
-    "reciprocal_sigmoid": {"offset": 2.0, "min_scale": 0.0},
+    "reciprocal_sigmoid": {"offset": 2.0, "min_scale": 1e-3},
     "softplus": {"limit": math.inf, "offset": 0.0, "min_scale": 1e-3},
     "zuko": {"limit": -math.log(1e-3)},
 }
@@ -123,13 +123,14 @@ def affine_coupling(
         x: [B, ...], fp32, fp64, bf16 or fp16.
         shift: like ``x``, or like its transformed part with ``split``. Any strides: a view of a network's
             output, such as :func:`affine_parameters` gives, is not copied.
-        log_scale: like ``shift``; None for an additive coupling (NICE).
+        log_scale: like ``shift``; None for an additive coupling (NICE), which takes no clamp.
         inverse: compute :math:`x = (y - t) e^{-s}` from y instead, and the log-determinant of that.
         clamp: how ``log_scale`` is bounded.
         limit: of tanh and atan, by default 2; of zuko, by default −log 1e-3; of softplus, an upper bound of
             the scale, by default none. This and the next two are numbers of fp32.
         offset: of the sigmoids, by default 2; of softplus, by default 0.
-        min_scale: at least 0; of sigmoid and softplus by default 1e-3, of reciprocal_sigmoid 0.
+        min_scale: at least 0, by default 1e-3; of the sigmoids and of softplus. With 0 the scale is not
+            bounded below, that of reciprocal_sigmoid (as normflows has it) not above.
         order: ``"scale_shift"``, or ``"shift_scale"`` for :math:`y = (x + t) e^s` (Glow, FlowGMM).
         mask: bool of the shape of a sample, ``x.shape[1:]``; True is transformed, the rest passes through.
         split: the first ``split`` entries of dimension 1 pass through, or the last ones if it is negative.
@@ -155,6 +156,7 @@ def affine_coupling(
     _check_tensors(x, shift, log_scale, mask, split)
     check_choice("clamp", clamp, CLAMPS)
     check_choice("order", order, ORDERS)
+    check(log_scale is not None or clamp == "none", "clamp", "'none' without a log_scale", repr(clamp))
     options = checked_options(clamp, limit=limit, offset=offset, min_scale=min_scale)
     return _affine_coupling(
         x, shift, log_scale, mask, split or 0, inverse, CLAMPS.index(clamp), *options, order == "shift_scale"

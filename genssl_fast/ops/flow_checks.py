@@ -1,12 +1,12 @@
 """Checks of the layers of a flow that are given as data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
-from genssl_fast._checks import check, check_choice, check_same, check_shape
+from genssl_fast._checks import check, check_choice, check_dtype, check_same, check_shape
 from genssl_fast.ops.flow_layers import (
     AutoregressiveLayer,
     ChannelLinearLayer,
@@ -19,7 +19,6 @@ from genssl_fast.ops.flow_layers import (
     PartialLayer,
     PermutationLayer,
     first_weight,
-    layer_tensors,
 )
 from genssl_fast.ops.made import MAX_LAYERS
 from genssl_fast.ops.transforms import apply_transform
@@ -28,16 +27,33 @@ from genssl_fast.reference.causal import ACTIVATIONS
 __all__ = ["check_kinds", "check_layers"]
 
 KERNEL_SIDES = (1, 3, 5, 7)
+# Fields whose tensors are int64; all others have one floating dtype.
+INDICES = {"identity", "transformed", "degrees", "index", "columns"}
 
 
 def check_layers(layers: Sequence[Layer], features: int) -> None:
     """Kinds, shapes, dtypes, devices and options of every layer of ``features`` columns."""
-    _check_sequence("layers", layers, features)
+    check_kinds("layers", layers)
     first = first_weight(layers)
     for i, layer in enumerate(layers):
-        for tensor in layer_tensors(layer):
-            if tensor.is_floating_point():
-                check_same(f"layers[{i}]: a tensor", tensor, first, "the others", shape=False)
+        for name, tensor in _named_tensors(f"layers[{i}]", layer):
+            if name.split(".")[-1].split("[")[0] in INDICES:
+                check_dtype(name, tensor, (torch.int64,))
+            else:
+                check_same(name, tensor, first, "the others", shape=False)
+    _check_sequence("layers", layers, features)
+
+
+def _named_tensors(name: str, part) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a description, and where it lies."""
+    if isinstance(part, Tensor):
+        yield name, part
+    elif hasattr(part, "_fields"):
+        for field, value in zip(part._fields, part):
+            yield from _named_tensors(f"{name}.{field}", value)
+    elif isinstance(part, tuple | list):
+        for i, value in enumerate(part):
+            yield from _named_tensors(f"{name}[{i}]", value)
 
 
 def check_kinds(name: str, layers: Sequence) -> None:
@@ -147,12 +163,20 @@ def _check_linear(name: str, layer: LinearLayer, features: int) -> None:
     check_shape(f"{name}.weight", layer.weight, (features, features), "[D, D]")
     if layer.bias is not None:
         check_shape(f"{name}.bias", layer.bias, (features,), "[D]")
+    if layer.weight_inverse is not None:
+        check_shape(f"{name}.weight_inverse", layer.weight_inverse, (features, features), "[D, D]")
     check(layer.log_abs_det.numel() == 1, f"{name}.log_abs_det", "one number", list(layer.log_abs_det.shape))
 
 
 def _check_channel_linear(name: str, layer: ChannelLinearLayer, features: int) -> None:
     channels = len(layer.bias)
     check_shape(f"{name}.weight", layer.weight, (channels, channels), "[C, C]")
+    given = layer.weight_inverse is not None
+    check(given == (layer.inverse_bias is not None), f"{name}.inverse_bias", "one with weight_inverse", given)
+    if given:
+        check_shape(f"{name}.weight_inverse", layer.weight_inverse, (channels, channels), "[C, C]")
+        check_shape(f"{name}.inverse_bias", layer.inverse_bias, (channels,), "[C]")
+    check_shape(f"{name}.bias", layer.bias, (channels,), "[C]")
     check(channels * prod(layer.size) == features, f"{name}.size", f"{features} columns in all", layer.size)
     check(layer.log_abs_det.numel() == 1, f"{name}.log_abs_det", "one number", list(layer.log_abs_det.shape))
 

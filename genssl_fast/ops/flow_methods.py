@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from genssl_fast._checks import check
+from genssl_fast._checks import check_count
 
 __all__ = ["FlowMethods"]
 
@@ -40,7 +40,7 @@ class FlowMethods:
 
     def bits_per_dim(self, x: Tensor, num_levels: int, context: Tensor | None = None) -> Tensor:
         """Negative log2-probability per entry [B] of data of ``num_levels`` levels, dequantised to [0, 1)."""
-        check(num_levels >= 1, "num_levels", "at least 1", num_levels)
+        check_count("num_levels", num_levels, 1)
         nats = -self.log_prob(x, context) / math.prod(self.shape)
         return nats / math.log(2) + math.log2(num_levels)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genssl_fast._autograd import has_tangent, wants_gradient
-from genssl_fast._checks import check, check_count, check_same
+from genssl_fast._checks import check, check_count, check_same, check_tensor
 from genssl_fast._packing import Watch, contiguous
 from genssl_fast._random import check_first_sample
 from genssl_fast.ops.flow_checks import check_kinds, check_layers
@@ -130,8 +130,7 @@ class FlowPlan(FlowMethods):
         return runner(inverse, contiguous(x), context, batch, wanted)
 
     def _check_shape(self, argument: str, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{argument}: expected a tensor, got {type(x).__name__}")
+        check_tensor(argument, x)
         if x.ndim == 0 or x.shape[1:] != self.shape:
             raise ValueError(f"{argument}: expected shape [B, *{list(self.shape)}], got {list(x.shape)}")
 
@@ -140,6 +139,7 @@ class FlowPlan(FlowMethods):
         if context is None:
             check(features == 0, "context", f"shape [B, {features}]", None)
             return None
+        check_tensor("context", context)
         shape = list(context.shape)
         check(features > 0, "context", "None, since no layer reads it", shape)
         shapes = [[batch, features], [features]]

@@ -17,8 +17,8 @@ def gaussian_mixture_log_prob(
     r"""Log-density :math:`\log \sum_k \pi_k N(z; \mu_k, \mathrm{diag}(\sigma_k^2))` of a Gaussian mixture.
 
     The squared distances to all means are one matrix product, in fp64 because the expanded square cancels,
-    so that no [B, K, D] is made (fp64 input makes it). The densest component of every point, which narrow
-    components would lose digits of, is taken from differences. A composite of PyTorch.
+    so that no [B, K, D] is made (fp64 input makes it). Of every point, the square is expanded about a mean
+    that it is near, so that narrow components lose no digits. A composite of PyTorch.
 
     Arguments:
         z: points [B, D], fp32, fp64, bf16 or fp16.
@@ -73,28 +73,44 @@ def _checked_weights(weights: Tensor | None, z: Tensor, means: Tensor) -> Tensor
 
 
 def component_log_densities(z: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
-    """log N(z_b; μ_k, σ_k) in fp64. [B, K]"""
+    """log N(z_b; μ_k, σ_k) in fp64, from |d|² − 2 d·(μ_k − μ) + |μ_k − μ|². [B, K]
+
+    μ is the mean of a dense component and d = z − μ, so that nothing cancels where densities count.
+    """
     z, means, log_scales = z.double(), means.double(), log_scales.double()
-    expanded = _expanded_log_densities(z, means, log_scales)
-    densest = expanded.detach().argmax(-1)
-    table = log_scales if log_scales.ndim == 2 else log_scales.reshape(-1, 1).expand(len(means), 1)
-    scaled = (z - means[densest]) * torch.exp(-table[densest])
-    exact = -0.5 * (scaled * scaled + math.log(2 * math.pi)) - table[densest]
-    is_densest = torch.arange(len(means), device=z.device) == densest[:, None]
-    return torch.where(is_densest, exact.sum(-1, keepdim=True), expanded)
-
-
-def _expanded_log_densities(z: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
-    """The same from |z|² − 2 z·μ + |μ|², which cancels where |z − μ| / |μ| is small. [B, K]"""
-    dim = z.shape[1]
-    origin = means.detach().mean(0)  # near the points, which makes the cancellation smaller
-    z, means = z - origin, means - origin
     precision = torch.exp(-2 * log_scales)
-    if log_scales.ndim == 2:
-        square = torch.addmm((precision * means * means).sum(-1), z * z, precision.mT)
-        square = torch.addmm(square, z, (precision * means).mT, alpha=-2)
-        log_volume = log_scales.sum(-1)
-    else:
-        square = torch.addmm((means * means).sum(-1), z, means.mT, alpha=-2) + (z * z).sum(-1, keepdim=True)
-        square, log_volume = square * precision, dim * log_scales
-    return -0.5 * (square + dim * math.log(2 * math.pi)) - log_volume
+    origin = means.detach().mean(0)  # near the points, which makes what cancels smaller
+    with torch.no_grad():
+        distances = _squares(z - origin, means - origin, precision, means.new_zeros(1, z.shape[1]))
+        nearest = _log_normal(distances, log_scales, z.shape[1]).argmax(-1)
+    centers = means - origin
+    between = _squares_between(means, precision)[nearest]
+    return _log_normal(
+        _squares(z - means[nearest], centers, precision, centers[nearest], between), log_scales, z.shape[1]
+    )
+
+
+def _squares(
+    offset: Tensor, means: Tensor, precision: Tensor, center: Tensor, between: Tensor | None = None
+) -> Tensor:
+    """|offset + center − means|² in units of σ²; ``between`` is that of means and center. [B, K]"""
+    if precision.ndim == 2:
+        between = (precision * means * means).sum(-1) if between is None else between
+        square = torch.addmm(between, offset * offset, precision.mT)
+        square = torch.addmm(square, offset, (precision * means).mT, alpha=-2)
+        return torch.addmm(square, offset * center, precision.mT, alpha=2)
+    between = (means * means).sum(-1) if between is None else between
+    square = torch.addmm(between, offset, means.mT, alpha=-2)
+    return (square + (offset * (offset + 2 * center)).sum(-1, keepdim=True)) * precision
+
+
+def _squares_between(means: Tensor, precision: Tensor) -> Tensor:
+    """|μ_k − μ_j|², for scales by dimension in units of those of k. [K, K] with k last"""
+    differences = means - means[:, None]
+    squares = differences * differences
+    return (squares * precision if precision.ndim == 2 else squares).sum(-1)
+
+
+def _log_normal(squares: Tensor, log_scales: Tensor, dim: int) -> Tensor:
+    log_volume = log_scales.sum(-1) if log_scales.ndim == 2 else dim * log_scales
+    return -0.5 * (squares + dim * math.log(2 * math.pi)) - log_volume

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from genssl_fast import reference
 from genssl_fast._autograd import differentiable
-from genssl_fast._checks import check, check_choice, check_dtype, check_same, check_shape, values_are_checked
+from genssl_fast._checks import (
+    check,
+    check_choice,
+    check_count,
+    check_dtype,
+    check_same,
+    check_shape,
+    values_are_checked,
+)
 from genssl_fast._library import define
 from genssl_fast.ops.affine_coupling import checked_options
 from genssl_fast.ops.rational_quadratic_spline import TAILS, check_inside, checked_box
@@ -95,7 +103,7 @@ def made_degrees(features: int, hidden: Sequence[int], order: Tensor | None = No
         >>> genssl_fast.made_degrees(3, [4])
         (tensor([1, 2, 3]), tensor([1, 2, 1, 2]))
     """
-    check(features >= 1, "features", "at least 1", features)
+    check_count("features", features, 1)
     inputs = torch.arange(1, features + 1) if order is None else order
     check_dtype("order", inputs, (torch.int64,))
     check_shape("order", inputs, (features,), "[D]")

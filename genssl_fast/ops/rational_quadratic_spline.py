@@ -1,6 +1,7 @@
 """Monotone rational-quadratic splines of every element, with the log-determinant."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from genssl_fast._library import define, implement_triton
 from genssl_fast.reference import coupling as reference
 from genssl_fast.reference.integrate import compute_dtype
 
-__all__ = ["check_inside", "check_share", "checked_box", "rational_quadratic_spline"]
+__all__ = ["check_inside", "check_spline_options", "checked_box", "rational_quadratic_spline"]
 
 TAILS = (None, "linear", "circular")
 PARAMETERIZATIONS = ("softmax", "zuko")
@@ -154,14 +155,8 @@ def rational_quadratic_spline(
     check_choice("parameterization", parameterization, PARAMETERIZATIONS)
     bins = _checked_bins(x, widths, heights, derivatives, tails)
     box, zuko = checked_box(bound, tails, x.dtype), parameterization == "zuko"
-    dtype = compute_dtype(x.dtype)
-    if zuko:
-        check(0 < rounded(slope, dtype) < 1, "slope", "a number between 0 and 1", slope)
-    else:
-        check_share("min_bin_width", min_bin_width, bins)
-        check_share("min_bin_height", min_bin_height, bins)
-        is_usable = torch.finfo(dtype).tiny <= min_derivative <= reference.MAX_SLOPE_LOGIT
-        check(is_usable, "min_derivative", "a positive number of at most 2^40", min_derivative)
+    minima = min_bin_width, min_bin_height, min_derivative
+    check_spline_options("", bins, minima, parameterization, slope, compute_dtype(x.dtype))
     if tails is None and x.numel() and values_are_checked(x):
         check_inside(x, *(box[2:] if inverse else box[:2]))
     # In fp64, an oracle rather than a hot path, PyTorch's own sums give nflows' knots to the last bit: steep
@@ -205,9 +200,20 @@ def _check_logits(name, tensor, x, widths, size, meaning) -> None:
         raise TypeError(f"{name}: expected the dtype of widths, {widths.dtype}, got {tensor.dtype}")
 
 
-def check_share(name: str, share: float, bins: int) -> None:
-    """The least share that each of the bins has of the box."""
-    check(share > 0 and share * bins <= 1, name, f"a positive share, {bins} of them at most 1", share)
+def check_spline_options(
+    name: str, bins: int, minima: tuple[float, float, float], parameterization: str, slope: float, dtype
+) -> None:
+    """Least widths, heights and derivatives of bins, or Zuko's slope, as numbers of a dtype."""
+    if parameterization == "zuko":
+        is_usable = torch.finfo(dtype).tiny <= rounded(slope, dtype) < 1
+        check(is_usable, f"{name}slope", "a number between 0 and 1", slope)
+        return
+    *shares, derivative = minima
+    for axis, share in zip(("width", "height"), shares):
+        fits = share > 0 and share * bins <= 1
+        check(fits, f"{name}min_bin_{axis}", f"a positive share, {bins} of them at most 1", share)
+    is_usable = torch.finfo(dtype).tiny <= derivative <= reference.MAX_SLOPE_LOGIT
+    check(is_usable, f"{name}min_derivative", "a positive number of at most 2^40", derivative)
 
 
 def checked_box(bound, tails, dtype=torch.float64) -> tuple[float, float, float, float]:
@@ -216,6 +222,8 @@ def checked_box(bound, tails, dtype=torch.float64) -> tuple[float, float, float,
         check(0 < bound < math.inf, "bound", "a positive finite number", bound)
         left, right, bottom, top = (-float(bound), float(bound)) * 2
     else:
+        if not isinstance(bound, Sequence):
+            raise TypeError(f"bound: expected a number or (left, right, bottom, top), got {bound!r}")
         check(len(bound) == 4, "bound", "a number or (left, right, bottom, top)", bound)
         left, right, bottom, top = map(float, bound)
         check(-math.inf < left < right < math.inf, "bound", "left < right, both finite", bound)

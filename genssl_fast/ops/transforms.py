@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genssl_fast._checks import check, check_choice, check_dtype
+from genssl_fast._checks import check, check_choice, check_dtype, check_integer
 from genssl_fast.ops.affine_coupling import (
     LAYOUTS,
     ORDERS,
@@ -17,7 +17,7 @@ from genssl_fast.ops.affine_coupling import (
 from genssl_fast.ops.rational_quadratic_spline import (
     MAX_BINS,
     PARAMETERIZATIONS,
-    check_share,
+    check_spline_options,
     checked_box,
     rational_quadratic_spline,
 )
@@ -110,21 +110,19 @@ def _check_affine(transform: AffineTransform) -> None:
     check_choice("transform.clamp", clamp, CLAMPS)
     check_choice("transform.layout", layout, ("shift", *LAYOUTS))
     check_choice("transform.order", order, ORDERS)
+    check(layout != "shift" or clamp == "none", "transform.clamp", "'none' for shifts alone", repr(clamp))
     checked_options(clamp, limit=limit, offset=offset, min_scale=min_scale)
 
 
 def _check_spline(transform: SplineTransform) -> None:
     bins, tails, bound, min_width, min_height, min_derivative, parameterization, slope = transform
+    check_integer("transform.bins", bins)
     check(1 <= bins <= MAX_BINS, "transform.bins", f"1 to {MAX_BINS}", bins)
     check_choice("transform.tails", tails, FREE_KNOTS)
     check_choice("transform.parameterization", parameterization, PARAMETERIZATIONS)
     checked_box(bound, tails)
-    if parameterization == "zuko":
-        check(0 < slope < 1, "transform.slope", "a number between 0 and 1", slope)
-        return
-    check_share("transform.min_bin_width", min_width, bins)
-    check_share("transform.min_bin_height", min_height, bins)
-    check(min_derivative > 0, "transform.min_derivative", "a positive number", min_derivative)
+    minima = min_width, min_height, min_derivative
+    check_spline_options("transform.", bins, minima, parameterization, slope, torch.float32)
 
 
 def apply_transform(

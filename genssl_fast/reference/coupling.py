@@ -350,11 +350,11 @@ def bisected_planar_root(target: Tensor, slope: Tensor, b: Tensor) -> Tensor:
 def radial(
     x: Tensor, center: Tensor, log_alpha: Tensor, beta: Tensor, inverse: bool
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """center + d (r + softplus(beta)) / (r + alpha) with d = x − center, r = |d|."""
-    dtype = compute_dtype(x.dtype)
-    center, log_alpha, beta = (value.to(dtype) for value in (center, log_alpha, beta))
+    """center + d (r + softplus(beta)) / (r + alpha) with d = x − center, r = |d|; in fp64, whose range no
+    finite fp32 alpha or radius leaves."""
+    center, log_alpha, beta = center.double(), log_alpha.double(), beta.double()
     alpha, rest = torch.exp(log_alpha), softplus(beta)
-    difference = (x.to(dtype) - center).contiguous()
+    difference = (x.double() - center).contiguous()
     square = (difference * difference).sum(-1)
     radius = torch.where(square == 0, 0.0, torch.sqrt(_nonzero(square)))
     if inverse:
@@ -362,8 +362,9 @@ def radial(
     stretch = (radius + rest) / (radius + alpha)
     log_least = log_of_softplus(beta, 0.0) - log_alpha
     tangential = _log_or(stretch, log_least)
-    radially = _log_or((radius * (radius + 2 * alpha) + alpha * rest) / (radius + alpha) ** 2, log_least)
-    log_abs_det = (x.shape[1] - 1) * tangential + radially
+    near, far = alpha / (radius + alpha), radius / (radius + alpha)
+    radially = _log_or(far * (1 + near) + near * (rest / (radius + alpha)), log_least)
+    log_abs_det = ((x.shape[1] - 1) * tangential + radially).to(compute_dtype(x.dtype))
     if inverse:
         return (center + difference / _nonzero(stretch)[..., None]).to(x.dtype), -log_abs_det
     return (center + difference * stretch[..., None]).to(x.dtype), log_abs_det

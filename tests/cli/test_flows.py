@@ -319,3 +319,23 @@ def test_likelihood_of_bad_input_takes_one_line(run, checkpoint, tmp_path):
         assert result.code == 1
         assert message in result.err.splitlines()[-1]
         assert "Traceback" not in result.err
+
+
+def test_likelihood_is_printed_though_it_cannot_be_saved(run, checkpoint, tmp_path):
+    (tmp_path / "file").touch()
+    command = ("likelihood", "--checkpoint", checkpoint, "--data", "digits:test")
+    result = run(*command, "--out", tmp_path / "file" / "a.npy")
+    assert result.code == 1
+    assert "bits per dimension" in result.out
+
+
+def test_alpha_is_of_levels(run, tmp_path):
+    command = ("train", "--model", "nice", "--data", "moons", "--out", tmp_path / "a.safetensors")
+    assert "alpha: expected no such option for continuous data, got 0.1" in run(*command, "--alpha", 0.1).err
+
+
+def test_divergence_is_called_so(run, tmp_path):
+    command = ("train", "--model", "realnvp", "--data", "moons", "--out", tmp_path / "a.safetensors")
+    result = run(*command, "--steps", 300, "--learning-rate", 1e6, "--layers", 2, "--hidden", 8)
+    assert result.code == 1
+    assert re.search(r"at step \d+; try a lower --learning-rate", result.err)

@@ -127,3 +127,11 @@ def test_labels_must_be_integers():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_density_integrates_to_one():
+    model = FlowGMM(build(FLOWS["realnvp"], 2, spread=0.1), 3)
+    axis = torch.linspace(-14, 14, 501, dtype=torch.float64)
+    with torch.no_grad():
+        total = model.log_prob(torch.cartesian_prod(axis, axis)).exp().sum() * (axis[1] - axis[0]).square()
+    assert abs(total - 1) < 2e-3

@@ -218,6 +218,13 @@ def test_any_layers_make_a_flow():
         (lambda: flows.NeuralSplineFlow(3, autoregressive=True, masks="stripes"), "masks: expected one of"),
         (lambda: flows.NeuralSplineFlow(3, order="sorted"), "order: expected one of"),
         (lambda: nn.GlowStep([]), "layers: expected normalization, 1×1 convolution and coupling, got 0"),
+        (lambda: flows.Flow(2, []), "layers: expected at least one layer, got 0"),
+        (
+            lambda: flows.Flow(2, [nn.ActNorm(2)], base=flows.StandardNormal((3,))),
+            r"base: expected a density of shape \[2\], got one of \[3\]",
+        ),
+        (lambda: flows.NICE(3).sample(1, first_sample=1 << 62), "first_sample: expected .*below 2"),
+        (lambda: flows.NICE(3).rsample(1, first_sample=1 << 64), "first_sample: expected .*below 2"),
         (lambda: flows.NICE(3).sample(-1), "n: expected at least 0, got -1"),
         (lambda: flows.NICE(3).bits_per_dim(torch.zeros(2, 3), 0), "num_levels: expected at least 1, got 0"),
     ],
@@ -232,6 +239,18 @@ def test_bad_input(make, message):
     [
         (lambda: flows.RealNVP(np.int64(2)), "shape: expected an int or a sequence of ints, got"),
         (lambda: flows.Glow(np.array([1, 8, 8])), "shape: expected an int or a sequence of ints, got"),
+        (lambda: flows.RealNVP(2, layers=2.5), "layers: expected an integer, got 2.5"),
+        (lambda: flows.NeuralSplineFlow(2, bins="8"), "bins: expected an integer, got '8'"),
+        (lambda: flows.NICE(2).log_prob([[0.0, 0.0]]), "x: expected a tensor, got list"),
+        (lambda: flows.NICE(2).eval().log_prob(np.zeros((1, 2))), "x: expected a tensor, got ndarray"),
+        (
+            lambda: flows.NICE(2, context_features=1).sample(3, context=[1.0]),
+            "context: expected a tensor, got list",
+        ),
+        (
+            lambda: flows.MAF(2, context_features=1).log_prob(torch.zeros(1, 2), [1.0]),
+            "context: expected a tensor, got list",
+        ),
         (lambda: flows.RealNVP(2, hidden=64), "hidden: expected a sequence of widths"),
         (lambda: flows.MAF(2, hidden=64), "hidden: expected a sequence of widths"),
         (lambda: flows.RealNVP(2).sample(2.5), "n: expected an integer, got 2.5"),

@@ -313,3 +313,8 @@ def test_flows_that_a_plan_cannot_run():
     for flow in (whole, context, other, noise):
         with pytest.raises(TypeError, match="flow: expected layers that FlowPlan runs"):
             ours.plan(flow)
+
+
+def test_a_plan_needs_a_flow():
+    with pytest.raises(TypeError, match="flow: expected nflows's Flow, got Linear"):
+        ours.plan(torch.nn.Linear(2, 2))

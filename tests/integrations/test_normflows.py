@@ -241,3 +241,8 @@ def test_models_that_a_plan_cannot_run():
     for model in models:
         with pytest.raises(TypeError, match="flow: expected layers that FlowPlan runs"):
             ours.plan(model)
+
+
+def test_a_plan_needs_a_flow():
+    with pytest.raises(TypeError, match="model: expected normflows's NormalizingFlow, got Linear"):
+        ours.plan(torch.nn.Linear(2, 2))

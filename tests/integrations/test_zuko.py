@@ -234,3 +234,8 @@ def test_copies_and_what_undo_leaves():
         assert torch.equal(other().inv(x), expected)
     report.undo()
     assert set(vars(layer)) == attributes
+
+
+def test_a_plan_needs_a_flow():
+    with pytest.raises(TypeError, match="flow: expected zuko's Flow, got GMM"):
+        ours.plan(flows.GMM(3, 2))

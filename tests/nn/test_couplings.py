@@ -93,7 +93,10 @@ def test_gradients_of_parameters(layer):
     def function(x, *parameters):
         return torch.func.functional_call(layer, dict(zip(names, parameters)), (x,))
 
-    assert torch.autograd.gradcheck(function, (x, *layer.parameters()), fast_mode=True)
+    check = partial(torch.autograd.gradcheck, fast_mode=True, check_forward_ad=True)
+    second = partial(torch.autograd.gradgradcheck, fast_mode=True)
+    assert check(function, (x, *layer.parameters()))
+    assert second(function, (x, *layer.parameters()))
     inverse = torch.func.functional_call
     flipped = nn.Inverse(layer)
 
@@ -101,7 +104,8 @@ def test_gradients_of_parameters(layer):
         named = {f"layer.{name}": value for name, value in zip(names, parameters)}
         return inverse(flipped, named, (x,))
 
-    assert torch.autograd.gradcheck(backwards, (x, *layer.parameters()), fast_mode=True)
+    assert check(backwards, (x, *layer.parameters()))
+    assert second(backwards, (x, *layer.parameters()))
 
 
 def test_log_determinant_in_fp32_for_half_precision(layer):
@@ -309,9 +313,26 @@ def test_bad_input(make, message):
         make()
 
 
+def test_numbers_of_columns_are_no_mask():
+    with pytest.raises(ValueError, match=r"mask: expected booleans, one for every entry, got \[0, 1, 2\]"):
+        nn.AffineCoupling([0, 1, 2])
+    assert nn.AffineCoupling([0, 1, 1]).transformed.tolist() == [1, 2]
+
+
+def test_an_empty_batch_normalizes_nothing():
+    layer = nn.ActNorm(2)
+    assert layer(torch.zeros(0, 2))[0].shape == (0, 2)
+    y, _ = layer(torch.tensor([[0.0, 2.0], [2.0, 6.0]]))
+    torch.testing.assert_close(y, torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: nn.ActNorm(1.5), "features: expected an integer, got 1.5"),
+        (lambda: nn.InvertibleLinear("3"), "features: expected an integer, got '3'"),
+        (lambda: nn.MLP(2, 2, hidden=(8.5,)), "hidden: expected an integer, got 8.5"),
+        (lambda: nn.MLP(2, 2, context_features=None), "context_features: expected an integer, got None"),
         (lambda: nn.MLP(2, 2, hidden=64), "hidden: expected a sequence of widths, .*got 64"),
         (lambda: autoregressive(hidden=64), "hidden: expected a sequence of widths, .*got 64"),
         (lambda: autoregressive(None), "transform: expected an AffineTransform or a SplineTransform"),

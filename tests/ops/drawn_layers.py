@@ -34,7 +34,6 @@ __all__ = [
 
 TRANSFORMS = {
     "additive": AffineTransform(layout="shift"),
-    "additive, a clamp of no use": AffineTransform("sigmoid", layout="shift"),
     "tanh, scale first": AffineTransform("tanh", layout="cat_scale_first"),
     "sigmoid, interleaved": AffineTransform("sigmoid", layout="interleaved"),
     "softplus, interleaved scale first": AffineTransform("softplus", layout="interleaved_scale_first"),

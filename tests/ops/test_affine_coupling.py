@@ -6,7 +6,13 @@ import torch
 import genssl_fast
 from genssl_fast import reference
 from genssl_fast.ops.affine_coupling import DEFAULTS, LAYOUTS, raw_affine_coupling
-from genssl_fast.ops.transforms import AffineTransform, SplineTransform, apply_transform, num_parameters
+from genssl_fast.ops.transforms import (
+    AffineTransform,
+    SplineTransform,
+    apply_transform,
+    check_transform,
+    num_parameters,
+)
 from genssl_fast.reference.coupling import CLAMPS
 from tests.battery import Battery, Case, assert_close_enough, cotangent, gradients, to_fp64
 
@@ -205,14 +211,24 @@ class TestAffineCoupling(Battery):
         ),
         "limit": (
             lambda: genssl_fast.affine_coupling(
-                torch.zeros(2, 3), torch.zeros(2, 3), None, clamp="tanh", limit=0.0
+                torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3), clamp="tanh", limit=0.0
             ),
             ValueError,
             "limit: expected a positive number of fp32, got 0.0",
         ),
+        "clamp of nothing": (
+            lambda: fast("sigmoid")(*DRAWN[:2], None),
+            ValueError,
+            "clamp: expected 'none' without a log_scale, got 'sigmoid'",
+        ),
+        "transform's clamp of nothing": (
+            lambda: check_transform(AffineTransform("tanh", layout="shift")),
+            ValueError,
+            "transform.clamp: expected 'none' for shifts alone, got 'tanh'",
+        ),
         "min_scale": (
             lambda: genssl_fast.affine_coupling(
-                torch.zeros(2, 3), torch.zeros(2, 3), None, clamp="sigmoid", min_scale=-0.1
+                torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3), clamp="sigmoid", min_scale=-0.1
             ),
             ValueError,
             "min_scale: expected a finite number of fp32, at least 0, got -0.1",
@@ -440,7 +456,7 @@ def test_normflows(scale_map):
     output = draw(4, 8, 3, 5, dtype=torch.float64, seed=1)
     theirs = normflows.flows.AffineCoupling(Constant(output), scale_map=scale_map)
     clamp = {"exp": "none", "sigmoid": "reciprocal_sigmoid", "sigmoid_inv": "sigmoid"}[scale_map]
-    given = {"min_scale": 0.0} if scale_map == "sigmoid_inv" else {}
+    given = {} if scale_map == "exp" else {"min_scale": 0.0}
     parameters = genssl_fast.affine_parameters(output, "interleaved")
     for inverse, function in ((False, theirs.forward), (True, theirs.inverse)):
         (first, second), log_det = function(list(x.chunk(2, 1)))

@@ -125,3 +125,16 @@ def test_matrix_product_and_its_derivatives_equal_the_direct_form(scale_shape):
     for derive in (torch.func.grad, torch.func.hessian):
         found, expected = (derive(f, argnums=(0, 1, 2))(z, means, log_scales) for f in (product, direct))
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("by_dimension", [False, True])
+@pytest.mark.parametrize(("place", "apart", "log_scale"), [(1e4, 2e-3, -9.2), (1.0, 2.0**-23, -16.1)])
+def test_several_narrow_components_near_a_point(place, apart, log_scale, by_dimension):
+    """Between two of them, far from the origin and from a third."""
+    means = torch.tensor([[place, 0.0], [place + apart, 0.0], [-3 * place, 0.0]])
+    z = torch.stack([means[0], means[1], (means[0] + means[1]) / 2])
+    log_scales = torch.full((3, 2) if by_dimension else (3,), log_scale)
+    logits = torch.tensor([0.5, 0.3, 0.2]).log()
+    found = ours(z, means, log_scales, logits)
+    exact = plain(*(t.double() for t in (z, means, log_scales, logits)))
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-5)

@@ -1,6 +1,7 @@
 """MADE and its inverse: the battery, peers' networks, degrees, bits that do not depend on the batch."""
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -191,6 +192,16 @@ class TestMADEInverse(Battery):
             TypeError,
             "weights: expected MADEWeights, got list",
         ),
+        "infinite slopes": (
+            run_bad(transform=SplineTransform(2, min_derivative=math.inf)),
+            ValueError,
+            r"transform.min_derivative: expected a positive number of at most 2\^40, got inf",
+        ),
+        "zuko's slope": (
+            run_bad(transform=SplineTransform(2, parameterization="zuko", slope=1e-60)),
+            ValueError,
+            "transform.slope: expected a number between 0 and 1, got 1e-60",
+        ),
         "layout": (
             run_bad(transform=AffineTransform(layout="pairs")),
             ValueError,
@@ -300,7 +311,7 @@ def spline_inverse_in_long_double(network, y, _, first, last, first_bias, last_b
         slope /= (steep + q * t * (1 - t)) ** 2
         is_inside = np.abs(y[:, i]) <= bound
         x[:, i] = np.where(is_inside, x0 + t * (x1 - x0), y[:, i])
-        log_abs_det[:, i] = np.where(is_inside, -np.log(slope), 0)
+        log_abs_det[:, i] = -np.log(np.where(is_inside, slope, 1))
     return x, log_abs_det.sum(1)
 
 

@@ -169,3 +169,19 @@ def test_log_determinants_below_the_range_of_fp32():
     center, back = genssl_fast.radial(x, *tensors, inverse=True)
     torch.testing.assert_close(back, -log_abs_det)
     assert torch.equal(center, x)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("log_alpha", [-80.0, -60.0, 45.0, 60.0, 87.0, 89.0, 300.0])
+def test_radial_of_any_scale(log_alpha, inverse):
+    """alpha and its square leave the range of fp32, what comes of them does not."""
+    x = torch.tensor([[0.03, 0.04], [3.0, 4.0]])
+    if inverse and log_alpha > 60:
+        x = x * 1e-30  # of others, the inverse lies beyond fp32
+    tensors = x, torch.zeros(2), torch.tensor(log_alpha), torch.tensor(1.0)
+    found = genssl_fast.radial(*tensors, inverse=inverse)
+    exact = genssl_fast.radial(*(t.double() for t in tensors), inverse=inverse)
+    for value, true in zip(found, exact):
+        assert value.dtype == torch.float32
+        kept = true.abs() <= torch.finfo(torch.float32).max
+        torch.testing.assert_close(value.double()[kept], true[kept], rtol=1e-6, atol=1e-30)
