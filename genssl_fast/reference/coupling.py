@@ -150,13 +150,15 @@ def spline_knots(
         slopes = functional.pad(slopes, (1, 1), value=1.0)
     elif tails == CIRCULAR:
         slopes = torch.cat([slopes, slopes[..., :1]], -1)
-    return _axis_knots(widths, min_width, left, right), _axis_knots(heights, min_height, bottom, top), slopes
+    x = _axis_knots(widths, min_width, left, right, zuko)
+    return x, _axis_knots(heights, min_height, bottom, top, zuko), slopes
 
 
-def _axis_knots(logits: Tensor, min_share: float, low: float, high: float) -> Tensor:
-    """Knots from ``low`` to ``high``, both exact."""
+def _axis_knots(logits: Tensor, min_share: float, low: float, high: float, zuko: bool) -> Tensor:
+    """Knots from ``low`` to ``high``, both exact; those between are rounded in the order of nflows or zuko."""
     shares = min_share + (1 - min_share * logits.shape[-1]) * torch.softmax(logits, -1)
-    inner = low + (high - low) * torch.cumsum(shares, -1)[..., :-1]
+    sums = torch.cumsum(shares, -1)[..., :-1]
+    inner = (low + high) / 2 + (high - low) / 2 * (2 * sums - 1) if zuko else low + (high - low) * sums
     ends = [torch.full_like(logits[..., :1], end) for end in (low, high)]
     return torch.cat([ends[0], inner, ends[1]], -1)
 
