@@ -155,7 +155,7 @@ def spline_knots(
 
 
 def _axis_knots(logits: Tensor, min_share: float, low: float, high: float, zuko: bool) -> Tensor:
-    """Knots from ``low`` to ``high``, both exact; those between are rounded in the order of nflows or zuko."""
+    """Knots from ``low`` to ``high``, both exact; those between round as nflows' or zuko's."""
     shares = min_share + (1 - min_share * logits.shape[-1]) * torch.softmax(logits, -1)
     sums = torch.cumsum(shares, -1)[..., :-1]
     inner = (low + high) / 2 + (high - low) / 2 * (2 * sums - 1) if zuko else low + (high - low) * sums
