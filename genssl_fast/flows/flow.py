@@ -262,6 +262,10 @@ class FlowDistribution(Distribution):
 
     def __init__(self, flow: Flow, context: Tensor | None = None, validate_args: bool | None = None):
         self.flow, self.context = flow, context
+        if context is not None:
+            check_tensor("context", context)
+            fits = flow.context_features > 0 and context.shape[-1:] == (flow.context_features,)
+            check(fits, "context", f"shape [*batch, {flow.context_features}]", list(context.shape))
         batch_shape = torch.Size() if context is None else context.shape[:-1]
         super().__init__(batch_shape, torch.Size(flow.shape), validate_args)
 

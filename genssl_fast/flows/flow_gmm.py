@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genssl_fast._checks import check, check_dtype, check_shape, values_are_checked
+from genssl_fast._checks import check, check_count, check_dtype, check_shape, check_tensor, values_are_checked
 from genssl_fast.flows.base import GaussianMixture
 from genssl_fast.flows.flow import Flow
 
@@ -48,7 +48,9 @@ class FlowGMM(Flow):
     """
 
     def __init__(self, flow: Flow, num_classes: int, *, means: Tensor | None = None, scale: float = 1.0):
-        check(num_classes >= 2, "num_classes", "at least 2", num_classes)
+        if not isinstance(flow, Flow):
+            raise TypeError(f"flow: expected a Flow, got {type(flow).__name__}")
+        check_count("num_classes", num_classes, 2)
         features = torch.Size(flow.shape).numel()
         means = torch.randn(num_classes, features) if means is None else means
         check_shape("means", means, (num_classes, features), "[K, D]")
@@ -75,6 +77,7 @@ class FlowGMM(Flow):
             labels: int64 [B], classes; -1 where there is none.
             context: see :meth:`transform`.
         """
+        check_tensor("labels", labels)
         check_shape("labels", labels, x.shape[:1], "[B]")
         self._check_labels(labels, lowest=-1)
         joint = self.class_log_prob(x, context)

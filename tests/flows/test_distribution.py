@@ -1,5 +1,6 @@
 """Flows as PyTorch distributions."""
 
+import pytest
 import torch
 from torch.distributions import Independent, Normal, TransformedDistribution, transforms
 
@@ -89,3 +90,10 @@ def test_nothing_to_draw():
 
 def test_says_what_it_is():
     assert repr(realnvp().distribution()) == "FlowDistribution(RealNVP, batch_shape=(), event_shape=(2, 2))"
+
+
+def test_contexts_of_another_length_are_refused():
+    with pytest.raises(ValueError, match=r"context: expected shape \[\*batch, 3\], got \[5, 2\]"):
+        realnvp(context_features=3).distribution(samples(5, 2))
+    with pytest.raises(ValueError, match=r"context: expected shape \[\*batch, 0\]"):
+        realnvp().distribution(samples(5, 2))

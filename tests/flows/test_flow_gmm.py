@@ -92,6 +92,13 @@ def test_model_comes_back_from_its_flow_and_its_state():
     assert torch.equal(again.class_log_prob(x), model.class_log_prob(x))
 
 
+def test_bad_kinds():
+    with pytest.raises(TypeError, match="flow: expected a Flow, got Linear"):
+        FlowGMM(torch.nn.Linear(2, 2), 3)
+    with pytest.raises(TypeError, match="labels: expected a tensor, got list"):
+        FlowGMM(RealNVP(2), 3).loss(torch.zeros(2, 2), [0, 1])
+
+
 def test_labels_must_be_integers():
     with pytest.raises(TypeError, match="labels: expected dtype int64"):
         FlowGMM(RealNVP(2), 3).loss(torch.zeros(2, 2), torch.zeros(2))

@@ -26,6 +26,8 @@ __all__ = [
     "TRANSFORMS",
     "Draw",
     "assert_agrees",
+    "assert_same_bits_in_every_split",
+    "assert_same_bits_on_every_number_of_threads",
     "batch_of",
     "image_layers",
     "mixed_layers",
@@ -172,3 +174,26 @@ def assert_agrees(layers, x, context, inverse):
         return torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
     for name, *outputs in zip(("value", "log_abs_det"), found, plain, exact):
         assert_close_enough(*outputs, 2, name)
+
+
+def assert_same_bits_in_every_split(plan, x, context, splits):
+    """Of values, densities and samples; splits: (first, count)."""
+    whole = (*plan.transform(x, context), plan.log_prob(x, context))
+    samples = plan.sample_and_log_prob(len(x), seed=5, context=context)
+    for first, count in splits:
+        part = slice(first, first + count)
+        found = (*plan.transform(x[part], context[part]), plan.log_prob(x[part], context[part]))
+        drawn = plan.sample_and_log_prob(count, seed=5, first_sample=first, context=context[part])
+        for ours, expected in zip((*found, *drawn), (*whole, *samples)):
+            assert torch.equal(ours, expected[part]), (first, count)
+
+
+def assert_same_bits_on_every_number_of_threads(plan, x, context):
+    threads = torch.get_num_threads()
+    expected = plan.transform(x, context)
+    try:
+        for count in (2, 3):
+            torch.set_num_threads(count)
+            assert all(map(torch.equal, plan.transform(x, context), expected))
+    finally:
+        torch.set_num_threads(threads)

@@ -21,7 +21,16 @@ from genssl_fast.ops.flow_plan import FlowPlan
 from genssl_fast.ops.random import random_normal
 from genssl_fast.ops.transforms import SplineTransform
 from genssl_fast.reference.causal import ACTIVATIONS
-from tests.ops.drawn_layers import TRANSFORMS, Draw, assert_agrees, batch_of, mixed_layers, moved
+from tests.ops.drawn_layers import (
+    TRANSFORMS,
+    Draw,
+    assert_agrees,
+    assert_same_bits_in_every_split,
+    assert_same_bits_on_every_number_of_threads,
+    batch_of,
+    mixed_layers,
+    moved,
+)
 
 needs_kernels = pytest.mark.skipif(instruction_set() is None, reason="compiled kernels are not built")
 
@@ -156,25 +165,12 @@ class TestBits:
         wide = Draw(dtype).coupling(5, TRANSFORMS["spline"], hidden=(140, 150))
         masked = Draw(dtype).autoregressive(5, TRANSFORMS["spline"], hidden=(140, 150), context=2)
         plan, (x, context) = FlowPlan([*mixed_layers(dtype), wide, masked]), batch_of(dtype, 233)
-        whole = (*plan.transform(x, context), plan.log_prob(x, context))
-        samples = plan.sample_and_log_prob(233, seed=5, context=context)
-        for first, count in [(0, 1), (1, 2), (30, 3), (7, 50), (100, 13), (3, 110), (232, 1)]:
-            part = slice(first, first + count)
-            found = (*plan.transform(x[part], context[part]), plan.log_prob(x[part], context[part]))
-            drawn = plan.sample_and_log_prob(count, seed=5, first_sample=first, context=context[part])
-            for ours, expected in zip((*found, *drawn), (*whole, *samples)):
-                assert torch.equal(ours, expected[part]), (first, count)
+        splits = [(0, 1), (1, 2), (30, 3), (7, 50), (100, 13), (3, 110), (232, 1)]
+        assert_same_bits_in_every_split(plan, x, context, splits)
 
     def test_do_not_depend_on_threads(self):
         plan, (x, context) = FlowPlan(mixed_layers(torch.float32)), batch_of(torch.float32, 2000)
-        threads = torch.get_num_threads()
-        expected = plan.transform(x, context)
-        try:
-            for count in (2, 3):
-                torch.set_num_threads(count)
-                assert all(map(torch.equal, plan.transform(x, context), expected))
-        finally:
-            torch.set_num_threads(threads)
+        assert_same_bits_on_every_number_of_threads(plan, x, context)
 
     def test_do_not_depend_on_strides(self):
         plan, (x, context) = FlowPlan(mixed_layers(torch.float32)), batch_of(torch.float32, 7)
