@@ -104,7 +104,6 @@ class FlowPlan(FlowMethods):
         with torch.no_grad():
             return self.base.log_prob(z) + log_abs_det
 
-    @torch.no_grad()
     def _draw(
         self, n: int, seed, first_sample: int, context: Tensor | None, with_log_prob: bool
     ) -> tuple[Tensor, Tensor | None]:
@@ -112,9 +111,10 @@ class FlowPlan(FlowMethods):
         check_first_sample(first_sample)
         runner = self._runner(n)
         if not self._density_is_compiled:
-            z = self.base.sample(n, seed=seed, first_sample=first_sample, like=runner.like)
-            x, log_abs_det = self._map(z, context, inverse=True)
-            return x, self.base.log_prob(z) - log_abs_det if with_log_prob else None
+            with torch.no_grad():
+                z = self.base.sample(n, seed=seed, first_sample=first_sample, like=runner.like)
+                x, log_abs_det = self._map(z, context, inverse=True)
+                return x, self.base.log_prob(z) - log_abs_det if with_log_prob else None
         context = self._checked_context(context, n, runner.like)
         wanted = VALUE | LOG_PROB if with_log_prob else VALUE
         x, _, log_prob = runner(True, Noise(n, seed, first_sample), context, n, wanted)
