@@ -50,9 +50,10 @@ class Flow(FlowMethods, nn.Module):
     The subclasses are the published flows; this class takes any layers.
 
     Without gradients, flows of layers with perceptrons, or of images with :class:`genssl_fast.nn.ConvNet`,
-    run as one compiled :class:`genssl_fast.FlowPlan` on the CPU: sampling always, and in evaluation everything. The bits of a sample then depend on its seed
-    and number alone. Layers and networks of other classes, and those with hooks, run as they are, unless
-    their class has its own ``plan_layer``.
+    run as one compiled :class:`genssl_fast.FlowPlan` on the CPU: sampling always, and in evaluation
+    everything. The bits of a sample then depend on its seed and number alone. Layers and networks of other
+    classes, and those with hooks, run as they are, unless their class has its own ``plan_layer``, or for
+    images ``plan_layers``.
 
     What a flow keeps of its weights is made anew when they change, also by an optimizer with ``fused=True``
     or through ``.data`` on the CPU, and by :meth:`train` and :meth:`eval`. After single entries of a weight
