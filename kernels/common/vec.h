@@ -242,6 +242,19 @@ template <class T>
 GENSSL_INLINE void Vec<T>::store(T* target, int count) const {
   for (int lane = 0; lane < count; ++lane) target[lane] = value[lane];
 }
+// Rounded once, where what rounding leaves is wanted.
+GENSSL_INLINE Vec<float> exact_fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  for (int lane = 0; lane < Vec<float>::size; ++lane) {
+    c.value[lane] = float(double(a[lane]) * double(b[lane]) + double(c[lane]));
+  }
+  return c;
+}
+GENSSL_INLINE Vec<double> exact_fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  for (int lane = 0; lane < Vec<double>::size; ++lane) {
+    c.value[lane] = ::fma(a[lane], b[lane], c[lane]);
+  }
+  return c;
+}
 GENSSL_INLINE void store_streaming(Vec<float> a, float* target) { a.store(target); }
 GENSSL_INLINE void store_streaming(Vec<double> a, double* target) { a.store(target); }
 GENSSL_INLINE bool all(Register<float>::Mask mask) {
@@ -250,6 +263,13 @@ GENSSL_INLINE bool all(Register<float>::Mask mask) {
   return result;
 }
 
+#endif
+
+#if defined(__AVX2__)
+template <class T>
+GENSSL_INLINE Vec<T> exact_fma(Vec<T> a, Vec<T> b, Vec<T> c) {
+  return fma(a, b, c);
+}
 #endif
 
 }  // namespace genssl::GENSSL_ISA

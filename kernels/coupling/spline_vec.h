@@ -40,7 +40,7 @@ GENSSL_INLINE Pair<T> two_sum(Vec<T> a, Vec<T> b) {
 template <class T>
 GENSSL_INLINE Pair<T> two_product(Vec<T> a, Vec<T> b) {
   const Vec<T> product = a * b;
-  return {product, fma(a, b, -product)};
+  return {product, exact_fma(a, b, -product)};
 }
 
 // A bin's share, e^(logit - offset), and the sum of those below in two parts that never rounded.
@@ -197,7 +197,7 @@ GENSSL_INLINE void cut_axis(int bins, const T* logits, T rate, T low, T high, T 
   const double shared = (double(high) - double(low)) * (1 - bins * double(min_share));
   const Vec<T> range(static_cast<T>(shared)), range_low(T(shared - double(T(shared))));
   const Vec<T> scale = range / axis.sum;
-  const Vec<T> left = fma(-scale, axis.sum, range) + range_low;
+  const Vec<T> left = exact_fma(-scale, axis.sum, range) + range_low;
   const Vec<T> missing = fma(-scale, (sum - axis.sum) + sum_low, left);
   axis.scale = {scale, missing * scale * Vec<T>(shared > 0 ? T(1 / shared) : T(0))};
 }
