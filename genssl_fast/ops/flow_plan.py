@@ -115,6 +115,8 @@ class FlowPlan(FlowMethods):
                 z = self.base.sample(n, seed=seed, first_sample=first_sample, like=runner.like)
                 x, log_abs_det = self._map(z, context, inverse=True)
                 return x, self.base.log_prob(z) - log_abs_det if with_log_prob else None
+        if isinstance(context, Tensor):
+            context = context.detach()  # samples carry no gradients
         context = self._checked_context(context, n, runner.like)
         wanted = VALUE | LOG_PROB if with_log_prob else VALUE
         x, _, log_prob = runner(True, Noise(n, seed, first_sample), context, n, wanted)

@@ -429,3 +429,11 @@ def test_refuses_gradients_and_transforms(call):
         call()
     with torch.no_grad():
         PLAN.log_prob(X.clone().requires_grad_())
+
+
+def test_samples_carry_no_gradients():
+    context = torch.zeros(2, 2)
+    expected = WITH_CONTEXT.sample(2, seed=0, context=context)
+    found = WITH_CONTEXT.sample(2, seed=0, context=context.requires_grad_())
+    assert torch.equal(found, expected)
+    assert not found.requires_grad
