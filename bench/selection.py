@@ -1,9 +1,9 @@
 """Which cases exist, and which of them a command asks for."""
 
-from bench import causal, coupling, integrate, random, score
+from bench import causal, contrast, coupling, integrate, random, score
 from bench.case import Case
 
-MODULES = (random, integrate, score, coupling, causal)
+MODULES = (random, integrate, score, coupling, causal, contrast)
 FAMILIES = {module.cases.name: module.cases for module in MODULES}
 
 
