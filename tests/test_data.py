@@ -48,7 +48,7 @@ def test_breast_cancer_is_split_by_the_agreed_permutation_and_standardized():
 
 @pytest.mark.parametrize("name", DENSITIES)
 def test_densities_depend_on_their_seed_alone(name):
-    samples, scale, num_levels = load_density(name, 500)
+    samples, scale, num_levels, _ = load_density(name, 500)
     assert samples.shape == (500, 2)
     assert scale == Scale(-3.0, 3.0)
     assert num_levels is None
@@ -59,8 +59,8 @@ def test_densities_depend_on_their_seed_alone(name):
 
 def test_densities_have_their_shapes():
     def points(name):
-        samples, scale, _ = load_density(name, 4000)
-        return scale.restore(samples).double()
+        density = load_density(name, 4000)
+        return density.scale.restore(density.samples).double()
 
     square = (points("checkerboard") / 1.5).floor() + 2
     assert square.unique(dim=0).shape == (8, 2)
@@ -96,7 +96,7 @@ def test_arrays_are_scaled_by_their_range(tmp_path, suffix):
     array = np.array([[0.0, 5.0], [10.0, 2.5]])
     path = tmp_path / f"data{suffix}"
     np.save(path, array) if suffix == ".npy" else np.savez(path, values=array)
-    samples, scale, num_levels = load_dataset(path)
+    samples, scale, num_levels, _ = load_dataset(path)
     assert samples.dtype == torch.float32
     assert samples.tolist() == [[-1.0, 0.0], [1.0, -0.5]]
     assert scale == Scale(0.0, 10.0)
@@ -110,7 +110,7 @@ def test_every_entry_may_have_its_scale(tmp_path):
     columns += [np.full(50, 0.3) * (1 + 1e-17 * generator.randn(50)), np.zeros(50)]
     array = np.stack(columns, axis=1)
     np.save(tmp_path / "table.npy", array)
-    samples, scale, _ = load_dataset(tmp_path / "table.npy", per_entry=True)
+    samples, scale, *_ = load_dataset(tmp_path / "table.npy", per_entry=True)
     assert samples.dtype == torch.float32
     assert samples[:, :3].amax(0).tolist() == [1, 1, 1]
     assert samples[:, :3].amin(0).tolist() == [-1, -1, -1]
@@ -126,7 +126,7 @@ def test_every_entry_may_have_its_scale(tmp_path):
 
 def test_a_given_scale_is_used(tmp_path):
     np.save(tmp_path / "one.npy", np.array([[1.0, 3.0]]))
-    samples, scale, _ = load_dataset(tmp_path / "one.npy", scale=Scale((0, 2), (4, 4)))
+    samples, scale, *_ = load_dataset(tmp_path / "one.npy", scale=Scale((0, 2), (4, 4)))
     assert samples.tolist() == [[-0.5, 0.0]]
     assert scale == Scale((0, 2), (4, 4))
     digits = load_dataset("digits", scale=Scale(0.0, 32.0))
@@ -137,7 +137,7 @@ def test_a_given_scale_is_used(tmp_path):
 
 def test_eight_bit_arrays_span_their_type(tmp_path):
     np.save(tmp_path / "bytes.npy", np.full((2, 3), 51, dtype=np.uint8))
-    samples, scale, num_levels = load_dataset(tmp_path / "bytes.npy")
+    samples, scale, num_levels, _ = load_dataset(tmp_path / "bytes.npy")
     assert scale == Scale(0.0, 255.0)
     assert num_levels == 256
     torch.testing.assert_close(samples, torch.full((2, 3), -0.6))
@@ -156,7 +156,7 @@ def test_folder_of_images(tmp_path, mode, channels):
     for name, grey in (("b.png", 255), ("a.png", 0)):
         Image.new("L", (5, 4), grey).convert(mode).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("not an image")
-    samples, scale, num_levels = load_dataset(tmp_path)
+    samples, scale, num_levels, _ = load_dataset(tmp_path)
     assert samples.shape == (2, channels, 4, 5)
     assert samples[0].unique() == -1
     assert samples[1].unique() == 1
