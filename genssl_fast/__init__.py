@@ -7,6 +7,7 @@ from genssl_fast.accelerate import AccelerationReport, accelerate
 from genssl_fast.ops.actnorm import actnorm
 from genssl_fast.ops.affine_coupling import affine_coupling, affine_parameters
 from genssl_fast.ops.coefficient_table import CoefficientTable
+from genssl_fast.ops.contrastive import clip_loss, info_nce, moco_loss, nt_xent, siglip_loss, sup_con
 from genssl_fast.ops.film_mlp_plan import FilmMLPPlan
 from genssl_fast.ops.film_mlp_sample import film_mlp_sample
 from genssl_fast.ops.flow_layers import (
@@ -56,11 +57,13 @@ __all__ = [
     "actnorm",
     "affine_coupling",
     "affine_parameters",
+    "clip_loss",
     "diffusion",
     "film_mlp",
     "film_mlp_sample",
     "flows",
     "gaussian_mixture_log_prob",
+    "info_nce",
     "integrations",
     "invertible_linear",
     "invertible_linear_weight",
@@ -69,7 +72,9 @@ __all__ = [
     "made_degrees",
     "made_inverse",
     "made_transform",
+    "moco_loss",
     "nn",
+    "nt_xent",
     "permute",
     "planar",
     "radial",
@@ -79,7 +84,9 @@ __all__ = [
     "rational_quadratic_spline",
     "reference",
     "sampler_step",
+    "siglip_loss",
     "squeeze2d",
     "step_counter",
+    "sup_con",
     "time_embedding",
 ]

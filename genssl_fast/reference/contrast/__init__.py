@@ -1,3 +1,5 @@
 """Contrastive similarity matrices and the other self-supervised losses in plain PyTorch."""
 
-__all__ = []
+from genssl_fast.reference.contrast import similarity
+
+__all__ = ["similarity"]
