@@ -13,6 +13,7 @@ from genssl_fast.ssl.method import Method
 from genssl_fast.ssl.moco import MoCo
 from genssl_fast.ssl.probes import LinearProbe, fine_tune, knn_probe, linear_probe
 from genssl_fast.ssl.queue import EmbeddingQueue
+from genssl_fast.ssl.recipe import RECIPES, Recipe, load_recipe
 from genssl_fast.ssl.simclr import SimCLR
 from genssl_fast.ssl.simsiam import SimSiam
 from genssl_fast.ssl.swav import SwAV
@@ -25,6 +26,7 @@ __all__ = [
     "CPC",
     "DINO",
     "METHODS",
+    "RECIPES",
     "Augmentation",
     "BarlowTwins",
     "CollapseReport",
@@ -37,6 +39,7 @@ __all__ = [
     "MoCo",
     "MultiCrop",
     "Prototypes",
+    "Recipe",
     "SimCLR",
     "SimSiam",
     "SwAV",
@@ -48,6 +51,7 @@ __all__ = [
     "fine_tune",
     "knn_probe",
     "linear_probe",
+    "load_recipe",
     "stripes",
 ]
 

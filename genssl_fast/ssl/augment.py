@@ -20,8 +20,8 @@ class Augmentation:
 
     Arguments:
         crop: Smallest and largest side of the window that is resized to the image, in sides of the image.
-        shift: Largest distance between the centres of window and image, in sides of the image. The window
-            may leave the image: the border goes on.
+        shift: Largest distance between the centres of window and image, in sides of the image.
+        wrap: What a window sees that leaves the image: the other side, or (default) the border going on.
         rotation: Largest angle in degrees, either way.
         flip: Probability of a horizontal flip.
         contrast: Smallest and largest factor.
@@ -38,6 +38,7 @@ class Augmentation:
 
     crop: tuple[float, float] = (0.7, 1.0)
     shift: float = 0.15
+    wrap: bool = False
     rotation: float = 0.0
     flip: float = 0.0
     contrast: tuple[float, float] = (0.6, 1.4)
@@ -81,6 +82,8 @@ class Augmentation:
         rows = [cosine * mirror, -sine, shift_x, sine * mirror, cosine, shift_y]
         theta = torch.stack(rows, dim=1).view(-1, 2, 3)
         grid = F.affine_grid(theta, [len(x), 1, height, width], align_corners=False)
+        if self.wrap:
+            grid = (grid + 1).remainder_(2).sub_(1)
         return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
     def _recolour(self, x: Tensor, draw: "_Draw") -> Tensor:

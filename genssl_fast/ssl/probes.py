@@ -94,16 +94,16 @@ def linear_probe(
     mean, std = training.mean(0), training.std(0, correction=0)
     # A feature that does not vary says nothing.
     training, test = ((values - mean) / torch.where(std > 0, std, 1) for values in (training, test))
-    regression = LogisticRegression(C=1 / penalty, max_iter=10_000, tol=1e-6)
+    # Of two classes it has one logit, the difference of ours: half its square is the sum of their squares.
+    is_binary = len(classes) == 2
+    regression = LogisticRegression(C=(1 + is_binary) / penalty, max_iter=10_000, tol=1e-6)
     regression.fit(training.numpy(), labels.numpy(force=True))
     weight, bias = torch.from_numpy(regression.coef_), torch.from_numpy(regression.intercept_)
-    if len(classes) == 2:  # one logit, which is the difference of two
+    if is_binary:
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-        norm = 2 * weight.square().sum()
-    else:
-        norm = weight.square().sum()
     targets = torch.searchsorted(classes.cpu(), labels.cpu())
-    loss = F.cross_entropy(training @ weight.T + bias, targets) + penalty / 2 * norm / len(training)
+    loss = F.cross_entropy(training @ weight.T + bias, targets)
+    loss = loss + penalty / 2 * weight.square().sum() / len(training)
     found = classes.cpu()[(test @ weight.T + bias).argmax(1)]
     accuracy = float((found == test_labels.cpu()).double().mean())
     return LinearProbe(accuracy, float(loss), weight, bias, classes)
