@@ -59,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     debug.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     parser = argparse.ArgumentParser(
         prog="genssl-fast",
-        description="Train score models and normalizing flows and draw samples from them, and train backbones "
-        "without labels, fast and reproducibly.",
+        description="Train score models and normalizing flows and draw samples from them, or train "
+        "backbones without labels; fast and reproducibly.",
         epilog="Begin with 'genssl-fast doctor', then 'genssl-fast train --data digits --out "
         "digits.safetensors' and 'genssl-fast sample --checkpoint digits.safetensors --count 64 "
         "--out digits.npz'.",

@@ -131,7 +131,9 @@ def load_digits() -> tuple[Dataset, Dataset]:
     images = scale.normalize(torch.from_numpy(digits.images).float().unsqueeze(1)[order])
     labels = torch.from_numpy(digits.target).long()[order]
     count = NUM_TRAINING_DIGITS
-    return Dataset(images[:count], scale, 17, labels[:count]), Dataset(images[count:], scale, 17, labels[count:])
+    return Dataset(images[:count], scale, 17, labels[:count]), Dataset(
+        images[count:], scale, 17, labels[count:]
+    )
 
 
 def load_nuisance_digits(seed: int = 0) -> tuple[Dataset, Dataset]:

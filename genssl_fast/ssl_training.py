@@ -1,5 +1,6 @@
 """Self-supervised training that can stop at any step and go on as if it had not."""
 
+import copy
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -86,11 +87,12 @@ class SSLTrainer(Trainer):
         return self._report[1]
 
     def prepare(self, samples: Tensor) -> None:
-        """Refuses batches that samples, drawn once each, do not fill."""
+        """Refuses batches that the samples do not fill, and what a first step shows to be wrong."""
         expected = f"at most {len(samples)}, the number of samples"
         check(self.config.batch <= len(samples), "batch", expected, self.config.batch)
-        with torch.random.fork_rng(), torch.no_grad():
-            self.model_type(self.model.config).loss(samples[:2].cpu(), seed=0, step=0)
+        # On a copy: a forward pass changes statistics.
+        with torch.no_grad():
+            copy.deepcopy(self.model).loss(samples[: self.config.batch], seed=0, step=0)
 
     def _warn(self, report: CollapseReport) -> None:
         if report.message is None or self._has_warned or self.step < self.config.warmup:

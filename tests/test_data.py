@@ -13,6 +13,7 @@ from genssl_fast.data import (
     load_dataset,
     load_density,
     load_digits,
+    load_nuisance_digits,
 )
 
 
@@ -29,6 +30,66 @@ def test_digits_are_split_by_the_agreed_permutation():
     np.testing.assert_array_equal(
         held_out.samples[-1, 0].numpy(), (images[order[-1]] / 8 - 1).astype(np.float32)
     )
+
+
+def test_labels_are_those_of_scikit_learn():
+    from sklearn import datasets
+
+    for source in ("digits", "nuisance_digits", "breast_cancer"):
+        bundled = datasets.load_breast_cancer() if source == "breast_cancer" else datasets.load_digits()
+        order = np.random.RandomState(0).permutation(len(bundled.target))
+        found = torch.cat([load_dataset(source).labels, load_dataset(f"{source}:test").labels])
+        np.testing.assert_array_equal(found, bundled.target[order])
+    assert load_dataset("moons").labels is None
+    rescaled = load_dataset("digits", scale=Scale(0.0, 32.0))
+    assert torch.equal(rescaled.labels, load_dataset("digits").labels)
+
+
+def test_nuisance_digits_are_digits_at_a_place():
+    for digits, part in zip(load_digits(), load_nuisance_digits()):
+        canvas, digits = part.samples, digits.samples
+        assert canvas.shape == (len(digits), 1, 16, 16)
+        assert 0.4 < (canvas.median(3).values.median(2).values > 0).double().mean() < 0.6
+        windows = canvas.unfold(2, 8, 1).unfold(3, 8, 1).flatten(1, 3)
+        matches = torch.stack([(windows == sign * digits).all(3).all(2) for sign in (1, -1)])
+        assert matches.any(2).any(0).all()
+        assert matches.any(2).double().mean(1).min() > 0.4
+
+
+def test_nuisance_digits_depend_on_their_seed_alone():
+    first, again, other = (load_nuisance_digits(seed)[1].samples for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_pixels_of_nuisance_digits_say_little():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
+    training, held_out = load_nuisance_digits()
+    pixels, test = training.samples.flatten(1), held_out.samples.flatten(1)
+    neighbours = KNeighborsClassifier(5).fit(pixels, training.labels).score(test, held_out.labels)
+    linear = LogisticRegression(max_iter=2000).fit(pixels, training.labels).score(test, held_out.labels)
+    assert neighbours == pytest.approx(0.42, abs=0.03)
+    assert linear == pytest.approx(0.16, abs=0.03)
+
+
+def test_arrays_may_have_labels(tmp_path):
+    np.savez(
+        tmp_path / "a.npz", samples=np.random.RandomState(0).rand(3, 2), labels=np.array([2, 0, 1], np.int8)
+    )
+    labels = load_dataset(tmp_path / "a.npz").labels
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("labels", [np.zeros(2, np.int64), np.zeros(3), np.zeros((3, 1), np.int64)])
+def test_labels_that_do_not_fit_are_refused(tmp_path, labels):
+    np.savez(tmp_path / "a.npz", samples=np.random.RandomState(0).rand(3, 2), labels=labels)
+    with pytest.raises(
+        ValueError, match=r"^data: expected integers 'labels' of shape \[3\], one for each sample"
+    ):
+        load_dataset(tmp_path / "a.npz")
 
 
 def test_breast_cancer_is_split_by_the_agreed_permutation_and_standardized():
@@ -79,7 +140,8 @@ def test_bundled_data_have_a_held_out_part(name):
     training, held_out = load_dataset(name), load_dataset(f"{name}:test")
     assert training.samples.shape[1:] == held_out.samples.shape[1:]
     assert len(training.samples) > len(held_out.samples)
-    assert training[1:] == held_out[1:]
+    assert training[1:3] == held_out[1:3]
+    assert (training.labels is None) == (held_out.labels is None)
     with pytest.raises(ValueError, match=f"expected one of digits, .*got {name}:training"):
         load_dataset(f"{name}:training")
 
@@ -121,7 +183,7 @@ def test_every_entry_may_have_its_scale(tmp_path):
     expected = np.log(np.ptp(array[:, :3], axis=0) / 2).sum() + np.log(0.3)
     assert scale.log_volume((5,)) == pytest.approx(expected)
     assert Scale.of(*[list(bound) for bound in scale]) == scale
-    assert load_dataset(tmp_path / "table.npy", scale=scale)[1:] == (scale, None)
+    assert load_dataset(tmp_path / "table.npy", scale=scale)[1:] == (scale, None, None)
 
 
 def test_a_given_scale_is_used(tmp_path):

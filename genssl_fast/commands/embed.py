@@ -33,10 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        help=f"{', '.join(BUNDLED)} (bundled), each followed by ':test' for its held-out part, a .npy file or "
+        help=f"{', '.join(BUNDLED)} (bundled), each followed by ':test' for its held-out part, a .npy file, "
         "a .npz file, perhaps with integers 'labels', or a folder of images",
     )
-    parser.add_argument("--test", help="labelled data to try classifiers of the features on, named as for --data")
+    parser.add_argument(
+        "--test", help="labelled data to try classifiers of the features on, named as for --data"
+    )
     parser.add_argument(
         "--out",
         type=output_path(".npz", ".safetensors"),
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--projection",
         choices=("pca", "tsne"),
         default="pca",
-        help="how they come into the plane: principal components, or t-SNE, which takes longer (default: pca)",
+        help="how they come into the plane: principal components or t-SNE, which takes longer (default: pca)",
     )
     parser.add_argument(
         "--batch", type=positive_int, default=1024, help="samples embedded at once (default: 1024)"
@@ -64,10 +66,17 @@ def run(arguments: argparse.Namespace) -> None:
     with collapse_warnings("embed"):
         report = check_collapse("features", features) if len(features) > 1 else None
     count, width = features.shape
-    collapse = "" if report is None else (
-        f"; spread {report.spread:.3g}, effective rank {report.effective_rank:.3g} of {report.dimensions}"
+    collapse = (
+        ""
+        if report is None
+        else (
+            f"; spread {report.spread:.3g}, effective rank {report.effective_rank:.3g} of {report.dimensions}"
+        )
     )
-    print(f"{arguments.data}: {count} {'samples' if count > 1 else 'sample'}, {width} features{collapse}", flush=True)
+    print(
+        f"{arguments.data}: {count} {'samples' if count > 1 else 'sample'}, {width} features{collapse}",
+        flush=True,
+    )
     if arguments.out is not None:
         _save(arguments.out, features, dataset.labels)
     if dataset.labels is not None:
@@ -129,7 +138,10 @@ def _probe(
         return
     neighbours = knn_probe(features, labels, *parts)
     linear = linear_probe(features, labels, *parts).accuracy
-    print(f"5 nearest neighbours {neighbours:.1%}, linear probe {linear:.1%} of {len(parts[1])}, {name}", flush=True)
+    print(
+        f"5 nearest neighbours {neighbours:.1%}, linear probe {linear:.1%} of {len(parts[1])}, {name}",
+        flush=True,
+    )
 
 
 def _save(out: Path, features: Tensor, labels: Tensor | None) -> None:

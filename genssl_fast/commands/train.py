@@ -197,7 +197,9 @@ def _new_ssl_trainer(
     name: str, arguments: argparse.Namespace, dataset: Dataset, device: torch.device
 ) -> SSLTrainer:
     recipe = load_recipe(arguments.recipe or name)
-    check(recipe.method == name, "recipe", f"one for --model {name}", f"{arguments.recipe} for {recipe.method}")
+    check(
+        recipe.method == name, "recipe", f"one for --model {name}", f"{arguments.recipe} for {recipe.method}"
+    )
     model, training = recipe._asdict(), recipe.training | given(arguments, _fields(SSLTrainingConfig))
     del model["training"]
     try:

@@ -5,42 +5,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def nt_xent(z1, z2, temperature, *, normalize=True, epsilon=1.0):
-    z = torch.cat([z1, z2])
-    z = F.normalize(z, dim=1) if normalize else z
-    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
-    targets = torch.arange(len(z)).roll(len(z1))
-    return F.cross_entropy(logits, targets)
-
-
-def info_nce(query, key, temperature, *, negatives=None, symmetric=False, normalize=True):
-    if normalize:
-        query, key = F.normalize(query, dim=1), F.normalize(key, dim=1)
-    logits = query @ key.T / temperature
-    targets = torch.arange(len(query))
-    loss = F.cross_entropy(logits, targets)
-    return (loss + F.cross_entropy(logits.T, targets)) / 2 if symmetric else loss
-
-
-def clip_loss(image, text, logit_scale, bias=None):
-    logits = logit_scale * image @ text.T
-    targets = torch.arange(len(image))
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-
-
-def siglip_loss(image, text, logit_scale, bias):
-    logits = logit_scale * image @ text.T + bias
-    signs = 2 * torch.eye(len(image)) - 1
-    return -F.logsigmoid(signs * logits).sum() / len(image)
-
-
-def moco_loss(query, key, queue, temperature):
-    query, key = F.normalize(query, dim=1), F.normalize(key.detach(), dim=1)
-    positive = (query * key).sum(1, keepdim=True)
-    logits = torch.cat([positive, query @ queue.clone().T], dim=1) / temperature
-    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.int64))
-
-
 def barlow_twins(z1, z2, *, weight=5e-3):
     first, second = (F.batch_norm(z, None, None, training=True) for z in (z1, z2))
     c = first.T @ second / len(z1)

@@ -11,6 +11,7 @@ from genssl_fast._checks import check, check_count, check_tensor
 
 __all__ = ["Augmentation", "MultiCrop"]
 
+
 @dataclass(frozen=True)
 class Augmentation:
     """Random views of images [B, C, H, W] in [-1, 1].
@@ -59,7 +60,9 @@ class Augmentation:
             value = getattr(self, name)
             check(value >= 0, name, "at least 0", value)
 
-    def __call__(self, x: Tensor, *, generator: torch.Generator | None = None, size: int | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, *, generator: torch.Generator | None = None, size: int | None = None
+    ) -> Tensor:
         """One view [B, C, size, size] of every image, by default of the size it has.
 
         Raises:
@@ -139,7 +142,9 @@ class _Draw:
         self.count, self.like, self.generator = count, like, generator
 
     def between(self, low: float, high: float) -> Tensor:
-        uniform = torch.rand(self.count, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        uniform = torch.rand(
+            self.count, generator=self.generator, dtype=self.like.dtype, device=self.like.device
+        )
         return low + (high - low) * uniform
 
     def around(self, bound: float) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genssl_fast._checks import check_choice
-from genssl_fast.ssl._pending import clip_loss, siglip_loss
+from genssl_fast.ops.contrastive import clip_loss, siglip_loss
 from genssl_fast.ssl.method import Method, backbone_features, check_views
 
 __all__ = ["CLIP"]

@@ -42,13 +42,13 @@ class CollapseReport(NamedTuple):
         """What has collapsed, in words; None if nothing has."""
         if not self.spread >= LEAST_SPREAD:  # NaN, too
             return (
-                f"collapsed to a point: their standard deviation is {self.spread:.2g} of 1/sqrt({self.dimensions}), "
-                f"expected at least {LEAST_SPREAD}"
+                f"collapsed to a point: their standard deviation is {self.spread:.2g} of "
+                f"1/sqrt({self.dimensions}), expected at least {LEAST_SPREAD}"
             )
         if self.dimensions >= 2 * LEAST_RANK and not self.effective_rank >= LEAST_RANK:
             return (
-                f"collapsed to a line: their effective rank is {self.effective_rank:.3g} of {self.dimensions}, "
-                f"expected at least {LEAST_RANK:g}"
+                f"collapsed to a line: their effective rank is {self.effective_rank:.3g} of "
+                f"{self.dimensions}, expected at least {LEAST_RANK:g}"
             )
         return None
 
@@ -68,7 +68,12 @@ def collapse_report(embeddings: Tensor) -> CollapseReport:
         'collapsed to a point: their standard deviation is 0 of 1/sqrt(8), expected at least 0.1'
     """
     check_tensor("embeddings", embeddings)
-    check(embeddings.ndim == 2 and len(embeddings) > 1, "embeddings", "[N, D] with N > 1", list(embeddings.shape))
+    check(
+        embeddings.ndim == 2 and len(embeddings) > 1,
+        "embeddings",
+        "[N, D] with N > 1",
+        list(embeddings.shape),
+    )
     unit = F.normalize(embeddings.float(), dim=1)
     centred = unit - unit.mean(0)
     spread = float(centred.square().sum(0).div(len(unit) - 1).sqrt().mean()) * math.sqrt(unit.shape[1])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genssl_fast._checks import check, check_count
-from genssl_fast.ssl._pending import info_nce
+from genssl_fast.ops.contrastive import info_nce
 from genssl_fast.ssl.method import Method, check_views
 
 __all__ = ["CPC", "stripes"]
@@ -59,7 +59,9 @@ class CPC(Method):
         check_count("distances", distances, 1)
         self.distances, self.stripe = distances, stripe
         self.recurrent = nn.GRU(self.features, context, batch_first=True)
-        self.predictors = nn.ModuleList(nn.Linear(context, self.features, bias=False) for _ in range(distances))
+        self.predictors = nn.ModuleList(
+            nn.Linear(context, self.features, bias=False) for _ in range(distances)
+        )
 
     def training_step(self, views: Sequence[Tensor]) -> Tensor:
         check_views(views, least=1, most=1)

@@ -1,5 +1,7 @@
 """Networks between a backbone and a loss."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,7 +31,7 @@ class MLPHead(nn.Sequential):
             check_count(name, value, 1)
         widths = [features, *[hidden] * (layers - 1)]
         modules = []
-        for before, after in zip(widths, widths[1:]):
+        for before, after in itertools.pairwise(widths):
             # Batch normalization takes the mean off: a bias before it would do nothing.
             modules += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
         modules.append(nn.Linear(widths[-1], out, bias=not last_norm))

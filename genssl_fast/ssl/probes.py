@@ -27,7 +27,9 @@ class LinearProbe(NamedTuple):
 
 
 @torch.no_grad()
-def knn_probe(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor, *, k: int = 5) -> float:
+def knn_probe(
+    features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor, *, k: int = 5
+) -> float:
     """Accuracy of the majority of the k nearest features, by cosine; ties go to the class of the nearest.
 
     Arguments:
@@ -156,7 +158,9 @@ def fine_tune(
         torch.manual_seed(seed)
         head = nn.Linear(backbone_features(backbone, features), int(labels.max()) + 1).to(samples.device)
     classifier = nn.Sequential(copy.deepcopy(backbone), head).requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(classifier.parameters(), learning_rate, weight_decay=weight_decay, foreach=True)
+    optimizer = torch.optim.AdamW(
+        classifier.parameters(), learning_rate, weight_decay=weight_decay, foreach=True
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         chosen = torch.randperm(len(samples), generator=generator, device=samples.device)[:batch]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from genssl_fast._checks import check
 from genssl_fast.ssl._pending import sinkhorn
@@ -56,7 +55,12 @@ class SwAV(Method):
         super().__init__(backbone, features=features)
         check(temperature > 0, "temperature", "a positive number", temperature)
         check(0 <= frozen <= 1, "frozen", "a number in [0, 1]", frozen)
-        self.temperature, self.epsilon, self.iterations, self.frozen = temperature, epsilon, iterations, frozen
+        self.temperature, self.epsilon, self.iterations, self.frozen = (
+            temperature,
+            epsilon,
+            iterations,
+            frozen,
+        )
         self.projector = MLPHead(self.features, hidden, out)
         self.prototypes = Prototypes(out, prototypes)
 

@@ -32,7 +32,9 @@ class VICReg(Method):
         torch.Size([])
     """
 
-    def __init__(self, backbone: nn.Module, *, hidden: int = 512, out: int = 512, features: int | None = None):
+    def __init__(
+        self, backbone: nn.Module, *, hidden: int = 512, out: int = 512, features: int | None = None
+    ):
         super().__init__(backbone, features=features)
         self.projector = MLPHead(self.features, hidden, out)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from genssl_fast.ssl import CLIP, CPC, METHODS, ConvBackbone, collapse_report, stripes
+from genssl_fast.ssl import CLIP, CPC, METHODS, ConvBackbone, MLPHead, collapse_report, stripes
 from tests.ssl.models import small_model, views_of
 
 
@@ -83,14 +83,20 @@ class Recorder(nn.Module):
         return out
 
 
+class Cut(Recorder):
+    """A network that gradients do not pass."""
+
+    def forward(self, x):
+        return super().forward(x.detach())
+
+
 def test_simsiam_stops_the_gradient_of_its_target():
     """With the predictor taken out of the graph, nothing reaches the embeddings."""
     model = small_model("simsiam")
-    model.projector = Recorder(model.projector)
-    predictor = model.predictor
-    model.predictor = lambda z: predictor(z.detach())
+    model.projector, model.predictor = Recorder(model.projector), Cut(model.predictor)
     model.training_step(views_of(16)).backward()
     assert model.projector.outputs[0].grad is None
+    assert model.predictor.outputs[0].grad is not None
 
 
 @pytest.mark.parametrize("name", ["byol", "moco", "dino"])
@@ -131,7 +137,9 @@ def test_simsiam_is_the_mean_of_negative_cosines():
     loss = model.training_step(views)
     first, second = embeddings_of(model, views)
     predicted = model.predictor(torch.cat([first, second])).chunk(2)
-    expected = -(F.cosine_similarity(predicted[0], second) + F.cosine_similarity(predicted[1], first)).mean() / 2
+    expected = (
+        -(F.cosine_similarity(predicted[0], second) + F.cosine_similarity(predicted[1], first)).mean() / 2
+    )
     torch.testing.assert_close(loss, expected)
 
 
@@ -150,7 +158,7 @@ def test_moco_finds_the_key_among_the_queue():
 
 def test_swav_balances_its_prototypes():
     model = small_model("swav", iterations=200)
-    q = model._assign(F.normalize(torch.randn(64, 128), dim=1) @ model.prototypes.weight.T)
+    q = model._assign(F.normalize(torch.randn(64, 16), dim=1) @ model.prototypes.weight.T)
     torch.testing.assert_close(q.sum(1), torch.ones(64), rtol=0, atol=1e-4)
     torch.testing.assert_close(q.sum(0), torch.full((8,), 64 / 8), rtol=0, atol=1e-3)
 
@@ -158,7 +166,9 @@ def test_swav_balances_its_prototypes():
 def test_swav_swaps_predictions():
     model, views = small_model("swav"), views_of(16, number=3)
     loss = model.training_step(views)
-    z = [F.normalize(model.projector(model.backbone(torch.cat(views)))[16 * i : 16 * i + 16]) for i in range(3)]
+    z = [
+        F.normalize(model.projector(model.backbone(torch.cat(views)))[16 * i : 16 * i + 16]) for i in range(3)
+    ]
     scores = [each @ model.prototypes.weight.T for each in z]
     terms = [
         F.cross_entropy(scores[other] / model.temperature, model._assign(scores[number]))
@@ -216,7 +226,7 @@ def test_dino_warms_the_teachers_temperature():
 
 
 def test_cpc_foretells_by_its_formula():
-    """-log of the softmax of z(t+k)·W c(t) among all samples and all later elements, one pair after another."""
+    """-log of the softmax of z(t+k)·W c(t) among all samples and all later elements, pair by pair."""
     model, (x,) = small_model("cpc", distances=2), views_of(3, number=1)
     loss = model.training_step([x])
     sequences = stripes(x, 4)
@@ -239,7 +249,7 @@ def test_cpc_takes_sequences_as_they_are():
     sequences = torch.randn(4, 6, 5)
     assert model.training_step([sequences]).isfinite()
     assert model.embed(sequences).shape == (4, 128)
-    with pytest.raises(ValueError, match="^views: expected sequences of more than 2 elements"):
+    with pytest.raises(ValueError, match=r"^views: expected sequences of more than 2 elements"):
         model.training_step([sequences[:, :2]])
 
 
@@ -264,21 +274,21 @@ def test_clip_keeps_its_scale_in_bounds():
 
 @pytest.mark.parametrize("name", ["simsiam", "byol"])
 def test_without_its_parts_it_collapses(name):
-    """With them it does not: without a predictor, or with a gradient through the target, it does."""
+    """Without a predictor, or with a gradient through the target; whole, it does not."""
     spread = {}
     for variant in ("whole", "no predictor", "gradient through the target"):
-        model = small_model(name)
+        model = small_model(name, **{"decay": 0.9} if name == "byol" else {})
+        if name == "simsiam":  # outputs that are normalized over the batch hide a collapse to a point
+            model.projector = MLPHead(8, 64, 64)
         if variant == "no predictor":
             model.predictor = nn.Identity()
         elif variant != "whole":
             make_target_learn(model)
-        if name == "byol" and variant == "whole":
-            model.teacher.decay = 0.9
-        for seed in range(4):
-            train(model, views_of(64, seed=seed, noise=1.0), 30)
+        for seed in range(5):
+            train(model, views_of(16, seed=seed, noise=1.0), 25)
         spread[variant] = collapse_report(model.embeddings).spread
     assert spread["whole"] > 0.5, spread
-    assert spread["no predictor"] < spread["whole"], spread
+    assert spread["no predictor"] < 0.1, spread
     assert spread["gradient through the target"] < 0.1, spread
 
 
@@ -311,7 +321,7 @@ def test_views_are_counted(name):
         with pytest.raises(ValueError, match=f"^views: expected {model.num_views} views"):
             model.training_step(views)
     if model.num_views == 2:
-        with pytest.raises(ValueError, match="^views: expected batches of one length, got"):
+        with pytest.raises(ValueError, match=r"^views: expected batches of one length, got"):
             model.training_step([views[0], views[1][:3]])
 
 
@@ -320,7 +330,7 @@ def test_backbones_of_ones_own_say_how_wide_they_are():
     model = METHODS["simclr"](network, features=12)
     assert model.training_step(views_of(16)).isfinite()
     assert model.embed(views_of(16)[0]).shape == (16, 12)
-    with pytest.raises(ValueError, match="^features: expected how many features the backbone gives"):
+    with pytest.raises(ValueError, match=r"^features: expected how many features the backbone gives"):
         METHODS["simclr"](network)
 
 

@@ -44,7 +44,9 @@ def minimum(features, labels, penalty):
 @pytest.mark.parametrize("penalty", [1.0, 1e-2])
 def test_the_linear_probe_is_at_its_optimum(parts, penalty):
     features, labels, *_ = parts
-    assert linear_probe(*parts, penalty=penalty).loss == pytest.approx(minimum(features, labels, penalty), abs=1e-4)
+    assert linear_probe(*parts, penalty=penalty).loss == pytest.approx(
+        minimum(features, labels, penalty), abs=1e-4
+    )
 
 
 def test_two_classes_are_at_their_optimum_too(parts):
@@ -100,7 +102,10 @@ def test_fine_tuning_learns_and_leaves_the_backbone(parts):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(labels=torch.zeros(3, dtype=torch.int64)), r"^labels: expected \[300\], one for each of features"),
+        (
+            dict(labels=torch.zeros(3, dtype=torch.int64)),
+            r"^labels: expected \[300\], one for each of features",
+        ),
         (dict(test_labels=torch.zeros(1, dtype=torch.int64)), r"^test_labels: expected \[100\]"),
         (dict(test_features=torch.zeros(100, 3)), r"^test_features: expected shape \[M, F\] = \[100, 64\]"),
         (dict(features=torch.zeros(300)), r"^features: expected a matrix"),
@@ -115,7 +120,7 @@ def test_bad_input_is_named(parts, change, message):
 
 def test_classes_are_integers(parts):
     features, labels, *rest = parts
-    with pytest.raises(TypeError, match="^labels: expected dtype int64"):
+    with pytest.raises(TypeError, match=r"^labels: expected dtype int64"):
         linear_probe(features, labels.float(), *rest)
-    with pytest.raises(ValueError, match="^labels: expected at least two classes, got 1"):
+    with pytest.raises(ValueError, match=r"^labels: expected at least two classes, got 1"):
         linear_probe(features, torch.zeros_like(labels), *rest)

@@ -38,15 +38,15 @@ def test_keys_are_normalized():
 
 
 def test_a_queue_shorter_than_a_batch_is_refused():
-    with pytest.raises(ValueError, match="^queue: expected at least 5 rows, to hold a batch of keys, got 4"):
+    with pytest.raises(ValueError, match=r"^queue: expected at least 5 rows, to hold a batch of keys, got 4"):
         EmbeddingQueue(4, 3).push(unit_rows(5))
     model = small_model("moco", queue_size=31)
-    with pytest.raises(ValueError, match="^queue: expected at least 32 rows"):
+    with pytest.raises(ValueError, match=r"^queue: expected at least 32 rows"):
         model.training_step(views_of(16))
 
 
 def test_keys_of_another_width_are_refused():
-    with pytest.raises(ValueError, match="^keys: expected shape"):
+    with pytest.raises(ValueError, match=r"^keys: expected shape"):
         EmbeddingQueue(4, 2).push(unit_rows(2))
 
 
