@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genssl_fast._checks import check
 from genssl_fast._files import replacing
-from genssl_fast._pictures import save_embedding
+from genssl_fast.pictures import save_embedding
 from genssl_fast.commands.arguments import add_device, add_threads, output_path, positive_int
 from genssl_fast.commands.collapse import collapse_warnings
 from genssl_fast.commands.device import use_device

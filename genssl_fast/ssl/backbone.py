@@ -26,7 +26,7 @@ class ConvBackbone(nn.Sequential):
         torch.Size([4, 16])
     """
 
-    def __init__(self, channels: int, widths: tuple[int, ...] = (32, 64, 128, 256)):
+    def __init__(self, channels: int, widths: tuple[int, ...] = (32, 64, 128)):
         check_count("channels", channels, 1)
         check(len(widths) > 0, "widths", "at least one", list(widths))
         layers, before = [], channels
