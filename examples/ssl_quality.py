@@ -1,7 +1,7 @@
 """What features are worth that each method learns from nuisance digits without labels.
 
-`python examples/ssl_quality.py [METHOD ...]` trains by the bundled recipes, prints what a vote of the five nearest
-neighbours and a linear classifier make of the features of the test part, and draws the features in the plane.
+`python examples/ssl_quality.py [METHOD ...]` trains by the bundled recipes, prints what a vote of the five
+nearest neighbours and a linear classifier make of the test features, and draws these in the plane.
 """
 
 import argparse
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from genssl_fast.pictures import save_embedding
+from genssl_fast._memory import keep_freed_memory
 from genssl_fast.data import Dataset, load_nuisance_digits
 from genssl_fast.progress import ProgressReport
 from genssl_fast.ssl import METHODS, check_collapse, knn_probe, linear_probe, load_recipe
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds (default: 1)")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     chosen = options.method or list(METHODS)
     if not set(chosen) <= METHODS.keys():
         parser.error(f"method: expected some of {', '.join(METHODS)}, got {' '.join(chosen)}")

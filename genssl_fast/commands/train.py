@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from genssl_fast._checks import check
+from genssl_fast._memory import keep_freed_memory
 from genssl_fast.commands.arguments import (
     add_device,
     add_threads,
@@ -139,6 +140,7 @@ def _add_score_arguments(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     device = use_device(arguments)
+    keep_freed_memory()
     training = _resume(arguments, device) if arguments.resume else _start(arguments, device)
     trainer = training.trainer
     if trainer.step == 0:

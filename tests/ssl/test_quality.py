@@ -1,4 +1,4 @@
-"""Features that are learned without labels are worth something: a short gate here, all of it in `make test-all`."""
+"""Features learned without labels are worth something: a short gate here, all of it in `make test-all`."""
 
 import importlib.util
 import time
