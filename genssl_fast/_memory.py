@@ -24,5 +24,6 @@ def keep_freed_memory() -> bool:
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        return all([library.mallopt(option, LARGEST) for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD)])
+        kept = library.mallopt(M_TRIM_THRESHOLD, LARGEST), library.mallopt(M_MMAP_THRESHOLD, LARGEST)
+        return all(kept)
     return False

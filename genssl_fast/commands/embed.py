@@ -64,25 +64,23 @@ def run(arguments: argparse.Namespace) -> None:
     dataset, test = _load("data", arguments.data, model), _test(arguments, model)
     features = _embed(model, dataset, arguments.batch)
     with collapse_warnings("embed"):
-        report = check_collapse("features", features) if len(features) > 1 else None
-    count, width = features.shape
-    collapse = (
-        ""
-        if report is None
-        else (
-            f"; spread {report.spread:.3g}, effective rank {report.effective_rank:.3g} of {report.dimensions}"
-        )
-    )
-    print(
-        f"{arguments.data}: {count} {'samples' if count > 1 else 'sample'}, {width} features{collapse}",
-        flush=True,
-    )
+        print(f"{arguments.data}: {_summary(features)}", flush=True)
     if arguments.out is not None:
         _save(arguments.out, features, dataset.labels)
     if dataset.labels is not None:
         _probe(features, dataset.labels, model, test, arguments)
     if arguments.picture is not None:
         save_embedding(arguments.picture, features, dataset.labels, arguments.projection)
+
+
+def _summary(features: Tensor) -> str:
+    """How many there are, and whether they have collapsed, of which it warns."""
+    count, width = features.shape
+    if count == 1:
+        return f"1 sample, {width} features"
+    report = check_collapse("features", features)
+    spread, rank = f"spread {report.spread:.3g}", f"effective rank {report.effective_rank:.3g} of {width}"
+    return f"{count} samples, {width} features; {spread}, {rank}"
 
 
 def _load(name: str, source: str, model: SSLModel) -> Dataset:
@@ -138,10 +136,8 @@ def _probe(
         return
     neighbours = knn_probe(features, labels, *parts)
     linear = linear_probe(features, labels, *parts).accuracy
-    print(
-        f"5 nearest neighbours {neighbours:.1%}, linear probe {linear:.1%} of {len(parts[1])}, {name}",
-        flush=True,
-    )
+    found = f"5 nearest neighbours {neighbours:.1%}, linear probe {linear:.1%}"
+    print(f"{found} of {len(parts[1])}, {name}", flush=True)
 
 
 def _save(out: Path, features: Tensor, labels: Tensor | None) -> None:

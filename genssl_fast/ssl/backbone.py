@@ -17,6 +17,8 @@ class ConvBackbone(nn.Sequential):
     Arguments:
         channels: C of images [B, C, H, W].
         widths: Channels of the stages.
+        standardize: Whether every image first has its mean taken off and is divided by its standard
+            deviation, so that brightness and contrast say nothing.
 
     Attributes:
         features: the width of what comes out, [B, features].
@@ -26,10 +28,10 @@ class ConvBackbone(nn.Sequential):
         torch.Size([4, 16])
     """
 
-    def __init__(self, channels: int, widths: tuple[int, ...] = (32, 64, 128)):
+    def __init__(self, channels: int, widths: tuple[int, ...] = (32, 64, 128), *, standardize: bool = False):
         check_count("channels", channels, 1)
         check(len(widths) > 0, "widths", "at least one", list(widths))
-        layers, before = [], channels
+        layers, before = [nn.GroupNorm(1, channels, affine=False)] if standardize else [], channels
         for number, width in enumerate(widths):
             layers.append(nn.Conv2d(before, width, 3, stride=1 + (number > 0), padding=1, bias=False))
             layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]

@@ -338,3 +338,9 @@ def test_convolutions_are_channels_last():
     backbone = ConvBackbone(3, (4, 8))
     assert backbone[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert backbone(torch.randn(2, 3, 10, 6)).shape == (2, 8)
+
+
+def test_standardized_images_have_no_brightness_and_no_contrast():
+    backbone = ConvBackbone(1, (4, 8), standardize=True)
+    (x,) = views_of(4, number=1)
+    torch.testing.assert_close(backbone(3 * x + 2), backbone(x), rtol=1e-3, atol=1e-4)
