@@ -30,6 +30,8 @@ class DINO(Method):
         warmup: The part of training in which the teacher's temperature changes.
         center_decay: Of the running mean of the teacher's outputs.
         decay: Of the averaged weights at the beginning; it rises to 1 along half a cosine.
+        last_norm: Whether embeddings are normalized over the batch, so that they cannot become one point
+            before views agree on anything.
         features: See :class:`Method`.
 
     References:
@@ -57,6 +59,7 @@ class DINO(Method):
         warmup: float = 0.3,
         center_decay: float = 0.9,
         decay: float = 0.99,
+        last_norm: bool = False,
         features: int | None = None,
     ):
         super().__init__(backbone, features=features)
@@ -64,7 +67,9 @@ class DINO(Method):
         check(0 <= warmup <= 1, "warmup", "a number in [0, 1]", warmup)
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
         self.warmup_temperature, self.warmup, self.center_decay = warmup_temperature, warmup, center_decay
-        self.head = nn.Sequential(MLPHead(self.features, hidden, bottleneck), Prototypes(bottleneck, outputs))
+        self.head = nn.Sequential(
+            MLPHead(self.features, hidden, bottleneck, last_norm=last_norm), Prototypes(bottleneck, outputs)
+        )
         self.teacher = Teacher(self.backbone, self.head, decay=decay)
         self.register_buffer("center", torch.zeros(outputs))
         self._outputs: Tensor | None = None

@@ -25,6 +25,8 @@ class SwAV(Method):
         epsilon: Of Sinkhorn: the lower, the harder the assignments.
         iterations: Of Sinkhorn.
         frozen: The part of training, from its begin, in which prototypes stay as they are.
+        last_norm: Whether embeddings are normalized over the batch, so that they cannot become one point
+            before views agree on anything.
         features: See :class:`Method`.
 
     References:
@@ -50,6 +52,7 @@ class SwAV(Method):
         epsilon: float = 0.05,
         iterations: int = 3,
         frozen: float = 0.0,
+        last_norm: bool = False,
         features: int | None = None,
     ):
         super().__init__(backbone, features=features)
@@ -61,7 +64,7 @@ class SwAV(Method):
             iterations,
             frozen,
         )
-        self.projector = MLPHead(self.features, hidden, out)
+        self.projector = MLPHead(self.features, hidden, out, last_norm=last_norm)
         self.prototypes = Prototypes(out, prototypes)
 
     def training_step(self, views: Sequence[Tensor]) -> Tensor:
