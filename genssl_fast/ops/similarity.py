@@ -29,14 +29,14 @@ def _fake_pair(x, y, *args):
     return _numbers(x, len(x)), _numbers(x, len(y) if args[-1] else 0)
 
 
-def _fake_pair_backward(grad_rows, grad_columns, rows, columns, x, y, *args):
+def _fake_pair_backward(grad_rows, grad_columns, rows, columns, x, y, scale, row_bias, column_bias, *args):
     to_x, to_y = args[-2:]
     return (
         x.new_empty(x.shape if to_x else (0,)),
         y.new_empty(y.shape if to_y else (0,)),
         _numbers(x),
-        _numbers(x, len(x)),
-        _numbers(x, len(y)),
+        _numbers(x, 0 if row_bias is None else len(x)),
+        _numbers(x, 0 if column_bias is None else len(y)),
     )
 
 
@@ -44,12 +44,12 @@ def _fake_gram(z, *args):
     return _numbers(z, len(z))
 
 
-def _fake_gram_backward(grad, log_sum, z, *args):
-    return z.new_empty(z.shape), _numbers(z), _numbers(z, len(z))
+def _fake_gram_backward(grad, log_sum, z, scale, bias, *args):
+    return z.new_empty(z.shape), _numbers(z), _numbers(z, 0 if bias is None else len(z))
 
 
-def _fake_pair_sum_backward(grad, z, *args):
-    return z.new_empty(z.shape), _numbers(z), _numbers(z, len(z)), _numbers(z, len(z))
+def _fake_pair_sum_backward(grad, z, scale, bias, *args):
+    return *_fake_gram_backward(grad, None, z, scale, bias), _numbers(z, len(z))
 
 
 def _fake_sigmoid(x, y, *args):

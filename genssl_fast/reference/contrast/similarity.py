@@ -80,7 +80,7 @@ def pair_logsumexp_backward(
     grad_rows, grad_columns, rows, columns, x, y, scale, row_bias, column_bias, row_ids, column_ids,
     to_x=True, to_y=True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, y, scale, row_bias and column_bias; those of x and y empty where not wanted.
+    """Gradients of x, y, scale, row_bias and column_bias; empty where not wanted or without the bias.
 
     ``columns`` is empty where the operation had no sums over columns.
     """
@@ -94,9 +94,13 @@ def pair_logsumexp_backward(
         (scale * weights @ y).to(dtypes[0]) if to_x else x.new_zeros(0, dtype=dtypes[0]),
         (scale * weights.mT @ x).to(dtypes[1]) if to_y else y.new_zeros(0, dtype=dtypes[1]),
         (weights * products(x, y)).sum(),
-        weights.sum(1),
-        weights.sum(0),
+        _sum_for(row_bias, weights, 1),
+        _sum_for(column_bias, weights, 0),
     )
+
+
+def _sum_for(bias: Tensor | None, weights: Tensor, dim: int) -> Tensor:
+    return weights.new_zeros(0) if bias is None else weights.sum(dim)
 
 
 def diagonal_ids(z: Tensor, ids: Tensor | None) -> Tensor:
@@ -116,7 +120,7 @@ def gram_logsumexp_backward(grad, log_sum, z, scale, bias, ids) -> tuple[Tensor,
     z, scale, bias = widened(z, scale, bias)
     logits = pair_logits(z, z, scale, bias, bias, ids, ids)
     weights = grad[:, None] * softmax_of(logits, log_sum[:, None])
-    return _of_symmetric_weights(weights, z, scale, dtype)
+    return _of_symmetric_weights(weights, z, scale, bias, dtype)
 
 
 def gram_pair_sum(z, scale, bias, shift, psi) -> Tensor:
@@ -132,16 +136,16 @@ def gram_pair_sum_backward(grad, z, scale, bias, shift, psi) -> tuple[Tensor, Te
     z, scale, bias, shift = widened(z, scale, bias, shift)
     slopes = list(PSI.values())[psi][1](shift[:, None] + pair_logits(z, z, scale, bias, bias, None, None))
     weights = (grad[:, None] * slopes).masked_fill(_diagonal(z), 0.0)
-    return *_of_symmetric_weights(weights, z, scale, dtype), weights.sum(1)
+    return *_of_symmetric_weights(weights, z, scale, bias, dtype), weights.sum(1)
 
 
 def _diagonal(z: Tensor) -> Tensor:
     return torch.eye(len(z), dtype=torch.bool, device=z.device)
 
 
-def _of_symmetric_weights(weights, z, scale, dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _of_symmetric_weights(weights, z, scale, bias, dtype) -> tuple[Tensor, Tensor, Tensor]:
     both = weights + weights.mT
-    return (scale * both @ z).to(dtype), (weights * products(z, z)).sum(), both.sum(1)
+    return (scale * both @ z).to(dtype), (weights * products(z, z)).sum(), _sum_for(bias, both, 1)
 
 
 def sigmoid_pairs(
