@@ -30,6 +30,7 @@ class DINO(Method):
         warmup: The part of training in which the teacher's temperature changes.
         center_decay: Of the running mean of the teacher's outputs.
         decay: Of the averaged weights at the beginning; it rises to 1 along half a cosine.
+        frozen: The part of training, from its begin, in which the last layer stays as it is.
         last_norm: Whether embeddings are normalized over the batch, so that they cannot become one point
             before views agree on anything.
         features: See :class:`Method`.
@@ -59,26 +60,29 @@ class DINO(Method):
         warmup: float = 0.3,
         center_decay: float = 0.9,
         decay: float = 0.99,
+        frozen: float = 0.0,
         last_norm: bool = False,
         features: int | None = None,
     ):
         super().__init__(backbone, features=features)
         check(0 <= center_decay < 1, "center_decay", "a number in [0, 1)", center_decay)
         check(0 <= warmup <= 1, "warmup", "a number in [0, 1]", warmup)
+        check(0 <= frozen <= 1, "frozen", "a number in [0, 1]", frozen)
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
         self.warmup_temperature, self.warmup, self.center_decay = warmup_temperature, warmup, center_decay
-        self.head = nn.Sequential(
-            MLPHead(self.features, hidden, bottleneck, last_norm=last_norm), Prototypes(bottleneck, outputs)
-        )
-        self.teacher = Teacher(self.backbone, self.head, decay=decay)
+        self.frozen = frozen
+        self.projector = MLPHead(self.features, hidden, bottleneck, last_norm=last_norm)
+        self.prototypes = Prototypes(bottleneck, outputs)
+        self.teacher = Teacher(self.backbone, self.projector, self.prototypes, decay=decay)
         self.register_buffer("center", torch.zeros(outputs))
         self._outputs: Tensor | None = None
 
     def training_step(self, views: Sequence[Tensor]) -> Tensor:
         check_views(views, most=None)
-        students = self.head(encode_views(self.backbone, views)).chunk(len(views))
+        z = self.projector(encode_views(self.backbone, views))
+        students = self.prototypes(z, frozen=self.progress < self.frozen).chunk(len(views))
         outputs = self.teacher(torch.cat(list(views[:2])))
-        self.embeddings, self._outputs = torch.cat(students[:2]).detach(), outputs
+        self.embeddings, self._outputs = z[: len(outputs)].detach(), outputs
         temperature = self._teacher_temperature()
         terms = [
             soft_cross_entropy(
@@ -96,8 +100,8 @@ class DINO(Method):
 
     def after_step(self, progress: float = 0.0) -> None:
         super().after_step(progress)
-        self.head[1].normalize_()
-        self.teacher.update(self.backbone, self.head, progress=progress)
+        self.prototypes.normalize_()
+        self.teacher.update(self.backbone, self.projector, self.prototypes, progress=progress)
         if self._outputs is not None:
             self.center.lerp_(self._outputs.mean(0), 1 - self.center_decay)
             self._outputs = None

@@ -181,12 +181,13 @@ def test_swav_swaps_predictions():
 def test_prototypes_keep_unit_norm(name):
     model = small_model(name)
     train(model, views_of(16), 3)
-    weight = (model.prototypes if name == "swav" else model.head[1]).weight
+    weight = model.prototypes.weight
     torch.testing.assert_close(weight.norm(dim=1), torch.ones(len(weight)))
 
 
-def test_prototypes_are_frozen_at_first():
-    model = small_model("swav", frozen=0.5)
+@pytest.mark.parametrize("name", ["swav", "dino"])
+def test_prototypes_are_frozen_at_first(name):
+    model = small_model(name, frozen=0.5)
     model.training_step(views_of(16)).backward()
     assert model.prototypes.weight.grad is None
     model.after_step(0.5)
@@ -198,7 +199,7 @@ def test_dino_distils_centred_outputs_of_the_other_view():
     model, views = small_model("dino"), views_of(16, number=3)
     model.center += torch.randn(16)
     loss = model.training_step(views)
-    students = model.head(model.backbone(torch.cat(views))).chunk(3)
+    students = model.prototypes(model.projector(model.backbone(torch.cat(views)))).chunk(3)
     teachers = model.teacher(torch.cat(views[:2])).chunk(2)
     terms = [
         F.cross_entropy(students[other] / 0.1, ((teachers[number] - model.center) / 0.04).softmax(1))
