@@ -32,7 +32,7 @@ class Quality(NamedTuple):
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("method", nargs="*", help=f"(default: {' '.join(METHODS)})")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds (default: 1)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(default: 0)")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     options = parser.parse_args(arguments)
     keep_freed_memory()
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{'pixels':14}         neighbours {pixels.neighbours:6.1%}  linear {pixels.linear:6.1%}")
     changes = {} if options.steps is None else {"steps": options.steps}
     for name in chosen:
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             begin, used = time.perf_counter(), time.process_time()
             model = train(name, seed, **changes)
             seconds, used = time.perf_counter() - begin, time.process_time() - used

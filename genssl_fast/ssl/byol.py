@@ -25,6 +25,8 @@ class BYOL(Method):
         hidden: Width of the projection head and of the predictor.
         out: D, of the embeddings.
         decay: Of the averaged weights at the beginning; it rises to 1 along half a cosine.
+        last_norm: Whether embeddings are normalized over the batch, so that they cannot become one point
+            before views agree on anything.
         features: See :class:`Method`.
 
     References:
@@ -45,10 +47,11 @@ class BYOL(Method):
         hidden: int = 256,
         out: int = 128,
         decay: float = 0.99,
+        last_norm: bool = False,
         features: int | None = None,
     ):
         super().__init__(backbone, features=features)
-        self.projector = MLPHead(self.features, hidden, out)
+        self.projector = MLPHead(self.features, hidden, out, last_norm=last_norm)
         self.predictor = MLPHead(out, hidden, out)
         self.teacher = Teacher(self.backbone, self.projector, decay=decay)
 
