@@ -24,7 +24,9 @@ from genssl_fast.ops.flow_plan import FlowPlan
 from genssl_fast.ops.gaussian_mixture import gaussian_mixture_log_prob
 from genssl_fast.ops.integrate import langevin_step, sampler_step
 from genssl_fast.ops.invertible_linear import invertible_linear, invertible_linear_weight
+from genssl_fast.ops.kmeans import KMeans, kmeans
 from genssl_fast.ops.made import MADEWeights, made, made_degrees, made_inverse, made_transform
+from genssl_fast.ops.nearest_code import CodeSums, NearestCode, code_sums, nearest_code
 from genssl_fast.ops.permute import permute, squeeze2d
 from genssl_fast.ops.planar import planar, radial
 from genssl_fast.ops.random import random_normal, random_rademacher, random_uniform
@@ -37,6 +39,7 @@ __all__ = [
     "AffineTransform",
     "AutoregressiveLayer",
     "ChannelLinearLayer",
+    "CodeSums",
     "CoefficientTable",
     "ConvNetWeights",
     "CouplingLayer",
@@ -45,8 +48,10 @@ __all__ = [
     "FilmMLPWeights",
     "FlowPlan",
     "LinearLayer",
+    "KMeans",
     "MADEWeights",
     "MLPWeights",
+    "NearestCode",
     "PartialLayer",
     "PermutationLayer",
     "SplineTransform",
@@ -56,6 +61,7 @@ __all__ = [
     "actnorm",
     "affine_coupling",
     "affine_parameters",
+    "code_sums",
     "diffusion",
     "film_mlp",
     "film_mlp_sample",
@@ -64,11 +70,13 @@ __all__ = [
     "integrations",
     "invertible_linear",
     "invertible_linear_weight",
+    "kmeans",
     "langevin_step",
     "made",
     "made_degrees",
     "made_inverse",
     "made_transform",
+    "nearest_code",
     "nn",
     "permute",
     "planar",

@@ -1,3 +1,5 @@
 """Contrastive similarity matrices and the other self-supervised losses in plain PyTorch."""
 
-__all__ = []
+from genssl_fast.reference.contrast.assignment import code_distances, code_sums, nearest_code
+
+__all__ = ["code_distances", "code_sums", "nearest_code"]
