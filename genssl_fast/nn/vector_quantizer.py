@@ -41,7 +41,7 @@ class VectorQuantizer(nn.Module):
         epsilon: Laplace smoothing of the counts.
         commitment_weight: β of the loss.
         cosine: rows and codes are scaled to unit length first, and quantised vectors have unit length.
-        dead_code_threshold: after an update in training, a code whose average count is below it is replaced by
+        dead_code_threshold: after an update, a code whose average count is below it is replaced by
             a row of the batch, drawn at random; 0 replaces none.
 
     Raises:

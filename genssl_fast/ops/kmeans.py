@@ -64,8 +64,8 @@ def kmeans(
             a feature (scikit-learn's rule). Each update then reads a number back from the device; 0 never
             does and takes every iteration.
         init: ``"k-means++"``, ``"random"`` for K different rows, or centers [K, D] in the dtype of ``x``.
-        metric: ``"euclidean"``, or ``"cosine"`` for rows and centers scaled to unit length (spherical k-means);
-            distances are then 2 − 2 cos.
+        metric: ``"euclidean"``, or ``"cosine"`` for spherical k-means: rows and centers are scaled to unit
+            length, and distances are 2 − 2 cos.
         weights: [N] in the dtype of ``x``, not negative, of the rows in means, inertia and initialisation.
         empty: what becomes of a cluster without rows: ``"keep"`` leaves its center where it is; ``"split"``
             puts it beside the center of the largest cluster, the next one beside that of the second largest,

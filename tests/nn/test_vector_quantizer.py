@@ -42,7 +42,7 @@ def test_steps_equal_the_peer(options, cosine, masked):
         assert torch.equal(found.indices, expected[1])
         torch.testing.assert_close(found.quantized, expected[0])
         torch.testing.assert_close(found.loss, expected[2].reshape(()), rtol=1e-5, atol=1e-6)
-        for result, given in ((found, xs[0]), (expected, xs[1])):
+        for result, _given in ((found, xs[0]), (expected, xs[1])):
             (result[0].square().sum() + result[2].sum()).backward()
         torch.testing.assert_close(xs[0].grad, xs[1].grad, rtol=1e-5, atol=1e-6)
         assert_same_codebook(ours, theirs)
@@ -61,10 +61,12 @@ def test_masked_rows_do_not_count_whatever_they_hold():
     found = quantizer(x, mask)
     found.loss.backward()
     alone = other(x[mask])
-    assert found.indices[~mask].tolist() == [-1, -1] and not found.quantized[~mask].any()
+    assert found.indices[~mask].tolist() == [-1, -1]
+    assert not found.quantized[~mask].any()
     assert torch.equal(found.quantized[mask], alone.quantized)
     torch.testing.assert_close(found.loss, alone.loss)
-    assert x.grad.isfinite().all() and not x.grad[~mask].any()
+    assert x.grad.isfinite().all()
+    assert not x.grad[~mask].any()
     assert torch.equal(quantizer.embed, other.embed)
 
 
@@ -76,7 +78,8 @@ def test_dead_codes_become_rows_of_the_batch():
     quantizer(x)
     rows = {tuple(row) for row in x.tolist()}
     fresh = [tuple(code) for code in quantizer.embed[1:].tolist()]
-    assert set(fresh) <= rows and len(set(fresh)) == 5
+    assert set(fresh) <= rows
+    assert len(set(fresh)) == 5
     assert quantizer.cluster_size.tolist() == [40.0] + 5 * [0.5]
     torch.testing.assert_close(quantizer.embed_avg[1:], 0.5 * quantizer.embed[1:])
 
@@ -86,7 +89,9 @@ def test_evaluation_leaves_the_codebook_and_works_in_half_precision():
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     x = draw(2, 3, 4).bfloat16()
     quantized, indices, loss = quantizer(x)
-    assert quantized.dtype == torch.bfloat16 and indices.shape == (2, 3) and loss == 0
+    assert quantized.dtype == torch.bfloat16
+    assert indices.shape == (2, 3)
+    assert loss == 0
     assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
 
 

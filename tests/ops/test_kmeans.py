@@ -93,7 +93,8 @@ def test_empty_clusters_split_the_largest():
     found = genssl_fast.kmeans(x, 4, init=init, empty="split", iterations=20, tolerance=0)
     counts = found.indices.bincount(minlength=4)
     assert (counts > 0).all()
-    assert counts[0] + counts[2] == 400 and counts[1] + counts[3] == 50
+    assert counts[0] + counts[2] == 400
+    assert counts[1] + counts[3] == 50
     once = genssl_fast.kmeans(x, 4, init=init, empty="split", iterations=1).centers
     mean = x[:400].mean(0)
     aside = mean * torch.tensor([1.0, -1.0]) / 1024
@@ -105,7 +106,8 @@ def test_more_clusters_than_points_stays_finite():
     x = torch.tensor([[0.0, 1.0]]).repeat(9, 1)
     for empty in ("keep", "split"):
         found = genssl_fast.kmeans(x, 5, empty=empty, seed=0)
-        assert found.centers.isfinite().all() and found.inertia < 1e-4
+        assert found.centers.isfinite().all()
+        assert found.inertia < 1e-4
 
 
 def test_weights_repeat_rows():

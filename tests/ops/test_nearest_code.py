@@ -207,7 +207,9 @@ def test_nan_counts_as_nearest():
     indices, plain = reference.contrast.nearest_code(x, codebook)
     assert torch.equal(found.indices, indices)
     torch.testing.assert_close(found.distances, plain, equal_nan=True)
-    assert found.indices[3] == 0 and found.distances[3].isnan() and found.distances[5] == math.inf
+    assert found.indices[3] == 0
+    assert found.distances[3].isnan()
+    assert found.distances[5] == math.inf
     codebook[17, 4] = math.nan
     assert genssl_fast.nearest_code(x, codebook).indices[:3].tolist() == [17, 17, 17]
     assert genssl_fast.nearest_code(x[:4], codebook[17:18]).indices.tolist() == [0, 0, 0, 0]
@@ -242,7 +244,8 @@ def test_sums_of_many_equal_rows_keep_their_digits():
 def test_indices_take_no_gradient_and_distances_do():
     x, codebook = (t.requires_grad_() for t in inputs_with(5, 3)(torch.float32, 4, None))
     found = genssl_fast.nearest_code(x, codebook)
-    assert not found.indices.requires_grad and found.distances.requires_grad
+    assert not found.indices.requires_grad
+    assert found.distances.requires_grad
 
 
 def extra_bytes(rows, codes, dim):
