@@ -33,18 +33,23 @@ void search(NearestCodeArgs<T> args) {
       GENSSL_DISPATCH(nearest_code_sizes<T>)(args.rows, args.codes, args.depth);
   const int64_t padded = sizes.panels * sizes.width;
   AlignedBuffer<T> center, panels, half_norms;
-  std::vector<double> radii(sizes.panels);
+  AlignedBuffer<int32_t> integers;
+  std::vector<CodePanel> summary(sizes.panels);
   args.center = center.reserve(args.depth);
   args.panels = panels.reserve(padded * args.depth);
   args.half_norms = half_norms.reserve(padded);
-  args.radii = radii.data();
+  args.integers = integers.reserve(padded * sizes.pairs);
+  args.summary = summary.data();
   if (args.codes > 1) {
     GENSSL_DISPATCH(nearest_code_center<T>)(args, thread_scratch<double>(args.depth));
-    parallel_for(0, sizes.panels, grain_of(8 * sizes.width * args.depth),
-                 [&](int64_t begin, int64_t end) {
-                   T* workspace = thread_scratch<T>(sizes.workspace);
-                   GENSSL_DISPATCH(nearest_code_pack<T>)(args, begin, end, workspace);
-                 });
+    const int64_t grain = grain_of(8 * sizes.width * args.depth);
+    parallel_for(0, sizes.panels, grain, [&](int64_t begin, int64_t end) {
+      GENSSL_DISPATCH(nearest_code_pack<T>)
+      (args, begin, end, thread_scratch<T>(sizes.workspace));
+    });
+    parallel_for(0, sizes.panels, grain, [&](int64_t begin, int64_t end) {
+      GENSSL_DISPATCH(nearest_code_pack_integers<T>)(args, begin, end);
+    });
   }
   parallel_for(0, ceil_div(args.rows, sizes.block_rows),
                grain_of(sizes.block_rows * args.codes * args.depth),

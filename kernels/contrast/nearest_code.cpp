@@ -4,6 +4,7 @@
 
 #include "kernels/common/element.h"
 #include "kernels/common/linear.h"
+#include "kernels/contrast/integer_products.h"
 
 namespace genssl::GENSSL_ISA {
 namespace {
@@ -12,6 +13,8 @@ template <class T>
 constexpr T kRoundoff = sizeof(T) == 4 ? T(FLT_EPSILON / 2) : T(DBL_EPSILON / 2);
 template <class T>
 constexpr T kTiny = sizeof(T) == 4 ? T(FLT_MIN) : T(DBL_MIN);
+template <class T>
+constexpr bool kHasIntegers = sizeof(T) == 4;
 template <class T>
 constexpr T kInfinity = T(__builtin_inf());
 
@@ -65,127 +68,202 @@ struct Lowest {
   }
 };
 
-// Adds the scores of a tile of rows and a panel of codes, from registers: stored and loaded again
-// they would cost a tenth more.
-template <int ROWS, class T>
-__attribute__((noinline)) void add_scores(const T* rows, int64_t stride, const Matrix<T>& codes,
-                                          const T* half_norms, int64_t panel, Lowest<T>* lowest) {
-  constexpr int64_t width = kPanelColumns<T>;
-  Vec<T> dot[ROWS][kPanelVecs];
-  sum_products<T, ROWS, 1, kPanelVecs>(rows, stride, codes.panels + panel * width * codes.depth,
-                                       codes.depth, dot);
-  for (int r = 0; r < ROWS; ++r) {
-    for (int v = 0; v < kPanelVecs; ++v) {
-      const Vec<T> half_norm = Vec<T>::load(half_norms + panel * width + v * Vec<T>::size);
-      lowest[r].add(half_norm - dot[r][v], Vec<T>(T(panel * kPanelVecs + v)));
-    }
-  }
-}
-
-template <class T>
-GENSSL_INLINE void find_lowest_of_tile(int count, const T* rows, int64_t stride,
-                                       const Matrix<T>& codes, const T* half_norms, int64_t panel,
-                                       Lowest<T>* lowest) {
+// Calls tile.template operator()<ROWS>(row) for tiles that cover the rows.
+template <class Tile>
+GENSSL_INLINE void for_each_tile(int64_t rows, const Tile& tile) {
   constexpr int eight = kTileRows < 8 ? kTileRows : 8;
-  switch (count) {
-    case 1:
-      return add_scores<1>(rows, stride, codes, half_norms, panel, lowest);
-    case 2:
-      return add_scores<2>(rows, stride, codes, half_norms, panel, lowest);
-    case 3:
-      return add_scores<3>(rows, stride, codes, half_norms, panel, lowest);
-    case 4:
-      return add_scores<4>(rows, stride, codes, half_norms, panel, lowest);
-    case 8:
-      return add_scores<eight>(rows, stride, codes, half_norms, panel, lowest);
-    default:
-      return add_scores<kTileRows>(rows, stride, codes, half_norms, panel, lowest);
+  for (int64_t row = 0; row < rows;) {
+    const int count = next_tile_rows(rows - row);
+    switch (count) {
+      case 1:
+        tile.template operator()<1>(row);
+        break;
+      case 2:
+        tile.template operator()<2>(row);
+        break;
+      case 3:
+        tile.template operator()<3>(row);
+        break;
+      case 4:
+        tile.template operator()<4>(row);
+        break;
+      case 8:
+        tile.template operator()<eight>(row);
+        break;
+      default:
+        tile.template operator()<kTileRows>(row);
+    }
+    row += count;
   }
 }
 
-// A row's lowest score over all lanes, its code, and the second lowest score.
+// Adds the scores of a tile of rows and a panel of codes, register number `number` on, to the
+// lowest: score(r, v, half_norm). Unrolled, so that the products never leave their registers.
+template <int ROWS, class T, class Score>
+GENSSL_INLINE void add_scores(const T* half_norms, int64_t number, Lowest<T>* lowest,
+                              const Score& score) {
+  Vec<T> half_norm[kPanelVecs], numbers[kPanelVecs];
+  for (int v = 0; v < kPanelVecs; ++v) {
+    half_norm[v] = Vec<T>::load(half_norms + v * Vec<T>::size);
+    numbers[v] = Vec<T>(T(number + v));
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < ROWS; ++r) {
+    Lowest<T> of_row = lowest[r];
+#pragma GCC unroll 2
+    for (int v = 0; v < kPanelVecs; ++v) of_row.add(score(r, v, half_norm[v]), numbers[v]);
+    lowest[r] = of_row;
+  }
+}
+
+template <int ROWS, class T>
+__attribute__((noinline)) void add_products(const T* rows, int64_t stride, const T* panel,
+                                            int64_t depth, const T* half_norms, int64_t number,
+                                            Lowest<T>* lowest) {
+  Vec<T> dot[ROWS][kPanelVecs];
+  sum_products<T, ROWS, 1, kPanelVecs>(rows, stride, panel, depth, dot);
+  add_scores<ROWS, T>(half_norms, number, lowest,
+                      [&](int r, int v, Vec<T> half_norm)
+                          GENSSL_INLINE_LAMBDA { return half_norm - dot[r][v]; });
+}
+
+// From integers, a product of which counts -scales[r].
+template <int ROWS>
+__attribute__((noinline)) void add_integer_products(const int16_t* rows, int64_t stride,
+                                                    const int32_t* panel, int64_t pairs,
+                                                    const float* half_norms, const float* scales,
+                                                    int64_t number, Lowest<float>* lowest) {
+  Int32 dot[ROWS][kPanelVecs];
+  sum_integer_products<ROWS>(rows, stride, panel, pairs, dot);
+  add_scores<ROWS, float>(
+      half_norms, number, lowest, [&](int r, int v, Vec<float> half_norm) GENSSL_INLINE_LAMBDA {
+        const Vec<float> product(__builtin_convertvector(dot[r][v], Vec<float>::Native));
+        return fma(product, Vec<float>(scales[r]), half_norm);
+      });
+}
+
+// What is left of a row: its lowest score over all lanes, that score's code, and the second lowest.
 template <class T>
 struct Winner {
+  static constexpr int kLanes = Vec<T>::size;
+  T scores[kLanes], places[kLanes], seconds[kLanes];
   T score = kInfinity<T>, second = kInfinity<T>;
   int64_t code = 0;
 
   GENSSL_INLINE explicit Winner(const Lowest<T>& lowest) {
-    constexpr int size = Vec<T>::size;
-    T scores[size], places[size], seconds[size];
     lowest.score.store(scores);
     lowest.place.store(places);
     lowest.second.store(seconds);
-    for (int lane = 0; lane < size; ++lane) {
+    for (int lane = 0; lane < kLanes; ++lane) {
       if (!(scores[lane] < kInfinity<T>)) continue;
-      const int64_t here = static_cast<int64_t>(places[lane]) * size + lane;
-      const bool wins = scores[lane] < score || (scores[lane] == score && here < code);
+      const bool wins = scores[lane] < score || (scores[lane] == score && code_of(lane) < code);
       const T loser = wins ? score : scores[lane];
       if (loser < second) second = loser;
       if (seconds[lane] < second) second = seconds[lane];
       if (!wins) continue;
       score = scores[lane];
-      code = here;
+      code = code_of(lane);
     }
+  }
+  GENSSL_INLINE int64_t code_of(int lane) const {
+    return static_cast<int64_t>(places[lane]) * kLanes + lane;
+  }
+  // Whether the lanes' lowest scores are all that is within a limit.
+  GENSSL_INLINE bool lanes_hold_all(T limit) const {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (!(seconds[lane] > limit)) return false;
+    }
+    return true;
   }
 };
 
-// Scratch memory of one block of rows.
+// What the panels say of all codes less the center.
+template <class T>
+struct CodesSummary {
+  T radius;               // the largest length, 0 only if all are 0
+  float scale, residual;  // of the integers: their unit, and the largest length of what they lack
+
+  explicit CodesSummary(const NearestCodeArgs<T>& args) {
+    double square = 0;
+    float largest = 0, residual_square = 0;
+    for (int64_t panel = 0; panel < count_panels<T>(args.codes); ++panel) {
+      const CodePanel& summary = args.summary[panel];
+      if (!(summary.square <= square)) square = summary.square;
+      if (!(summary.largest <= largest)) largest = summary.largest;
+      if (!(summary.residual <= residual_square)) residual_square = summary.residual;
+    }
+    radius = T(__builtin_sqrt(square));
+    scale = integer_scale(float(radius), largest, args.depth);
+    residual = float(__builtin_sqrt(double(residual_square)));
+  }
+};
+
+// Scratch memory of one block of rows. Rows that are decided make room for the others.
 template <class T>
 struct Block {
   int64_t stride;
-  T* rows;            // [block_rows, stride]: x less the center
-  T* exact;           // [stride]: a row of x
-  T* limits;          // [block_rows]: scores that may be those of the nearest code, if undecided
   Lowest<T>* lowest;  // [block_rows]
+  T* rows;            // [block_rows, stride]: x less the center
+  int16_t* integers;  // [block_rows, stride]: the same in integers
+  T* exact;           // [stride]: a row of x
+  T* scales;          // [block_rows]: what a product of a row's integers counts, negative
+  T* coarse;          // [block_rows]: a bound of the rounding of scores from integers
+  T* fine;            // [block_rows]: and of the others
+  T* scores;          // [block_rows]: the lowest score
+  int64_t numbers[kMaxBlockRows];
 
   GENSSL_INLINE Block(T* workspace, int64_t block_rows, int64_t depth)
       : stride(row_stride<T>(depth)),
-        rows(workspace),
-        exact(rows + block_rows * stride),
-        limits(exact + stride),
-        lowest(reinterpret_cast<Lowest<T>*>(limits + divide_up(block_rows, kLine) * kLine)) {}
+        lowest(reinterpret_cast<Lowest<T>*>(workspace)),
+        rows(reinterpret_cast<T*>(lowest + block_rows)),
+        integers(reinterpret_cast<int16_t*>(rows + block_rows * stride)),
+        exact(rows + 2 * block_rows * stride),
+        scales(exact + stride),
+        coarse(scales + block_rows),
+        fine(coarse + block_rows),
+        scores(fine + block_rows) {}
 
   static GENSSL_INLINE int64_t size(int64_t block_rows, int64_t depth) {
-    return (block_rows + 1) * row_stride<T>(depth) + divide_up(block_rows, kLine) * kLine +
-           block_rows * static_cast<int64_t>(sizeof(Lowest<T>) / sizeof(T));
+    const int64_t lowest = sizeof(Lowest<T>) / sizeof(T);
+    return (2 * block_rows + 1) * row_stride<T>(depth) + block_rows * (lowest + 4);
   }
-
- private:
-  static constexpr int64_t kLine = kVecBytes / sizeof(T);
 };
 
 template <class T, class Element>
 class Search {
  public:
   GENSSL_INLINE Search(const NearestCodeArgs<T>& args, int64_t block_rows, T* workspace)
-      : args_(args),
-        block_(workspace, block_rows, args.depth),
-        codes_{nullptr, args.panels, count_panels<T>(args.codes) * kPanelColumns<T>, args.depth} {
-    double radius = 0;
-    for (int64_t panel = 0; panel < count_panels<T>(args.codes); ++panel) {
-      if (!(args.radii[panel] <= radius)) radius = args.radii[panel];
-    }
-    radius_ = T(__builtin_sqrt(radius));
-  }
+      : args_(args), block_(workspace, block_rows, args.depth), codes_(args) {}
 
   GENSSL_INLINE void run(int64_t begin, int64_t end) {
-    const int64_t rows = end - begin;
-    for (int64_t r = 0; r < rows; ++r) args_.indices[begin + r] = 0;
     if (args_.codes > 1) {
-      for (int64_t r = 0; r < rows; ++r) {
-        block_.limits[r] = rounding_of_scores(center_row(begin + r, r));
-        block_.lowest[r].clear();
-      }
-      find_lowest(rows);
-      decide(begin, rows);
+      search(begin, end);
+    } else {
+      for (int64_t n = begin; n < end; ++n) args_.indices[n] = 0;
     }
     for (int64_t n = begin; n < end; ++n) {
-      const T* code = args_.codebook + args_.indices[n] * args_.depth;
-      args_.distances[n] = T(squared_distance(exact_row(n), code, args_.depth));
+      args_.distances[n] = T(distance_to(exact_row(n), args_.indices[n]));
     }
   }
 
  private:
+  GENSSL_INLINE void search(int64_t begin, int64_t end) {
+    int64_t count = end - begin;
+    for (int64_t r = 0; r < count; ++r) {
+      block_.numbers[r] = begin + r;
+      prepare_row(begin + r, r);
+    }
+    if constexpr (kHasIntegers<T>) {
+      find_lowest_by_integers(count);
+      count = keep_undecided(count, block_.coarse);
+    }
+    if (count > 0) {
+      find_lowest(count);
+      count = keep_undecided(count, block_.fine);
+    }
+    if (count > 0) compare_distances(count);
+  }
+
   const Element* row(int64_t n) const {
     return static_cast<const Element*>(args_.x) + n * args_.depth;
   }
@@ -202,91 +280,131 @@ class Search {
     }
   }
 
-  // Writes row n of x less the center as row r of the block; returns the square of its length.
-  GENSSL_INLINE T center_row(int64_t n, int64_t r) const {
+  // Row n of x less the center becomes row r of the block, in integers too, with its bounds.
+  GENSSL_INLINE void prepare_row(int64_t n, int64_t r) {
     T* target = block_.rows + r * block_.stride;
-    Vec<T> squares(T(0));
+    Vec<T> squares(T(0)), magnitudes(T(0));
     for (int64_t k = 0; k < args_.depth; k += Vec<T>::size) {
       const int64_t left = args_.depth - k;
       const Vec<T> value =
           left >= Vec<T>::size ? load(row(n) + k) : load(row(n) + k, static_cast<int>(left));
       const Vec<T> centered = value - load_lanes(args_.center + k, left);
       squares = fma(centered, centered, squares);
+      magnitudes = max(magnitudes, abs(centered));
       store_lanes(centered, target + k, left);
     }
-    T sum(0);
-    for (int lane = 0; lane < Vec<T>::size; ++lane) sum += squares[lane];
-    return sum;
+    T square(0), largest(0);
+    for (int lane = 0; lane < Vec<T>::size; ++lane) {
+      square += squares[lane];
+      if (magnitudes[lane] > largest) largest = magnitudes[lane];
+    }
+    block_.fine[r] = rounding_of_scores(square);
+    if constexpr (kHasIntegers<T>) {
+      const T length = T(__builtin_sqrt(double(square)));
+      const T scale = integer_scale(length, largest, args_.depth);
+      int16_t* integers = block_.integers + r * block_.stride;
+      const T lack = T(__builtin_sqrt(double(quantize_row(target, args_.depth, scale, integers))));
+      block_.scales[r] = -scale * codes_.scale;
+      block_.coarse[r] =
+          block_.fine[r] + T(2.01) * (lack * codes_.radius + (length + lack) * codes_.residual);
+    }
   }
 
   // The difference of two scores of a row, which has this squared length, is off by less: rounding
   // of `depth` fused multiply-adds, of x and c less the center, of the norm and of the difference;
   // and what underflows.
   GENSSL_INLINE T rounding_of_scores(T square) const {
-    if (radius_ == T(0)) return T(0);  // all codes are equal and all scores exact
+    if (codes_.radius == T(0)) return T(0);  // all codes are equal and all scores exact
     const T depth = T(args_.depth);
     const T length = T(__builtin_sqrt(double(square + depth * kTiny<T>)));
-    return 2 * (depth + 8) * (kRoundoff<T> * (radius_ * (length + radius_)) + kTiny<T>);
+    return 2 * (depth + 8) * (kRoundoff<T> * (codes_.radius * (length + codes_.radius)) + kTiny<T>);
   }
 
-  // Calls visit(row, scores, register number) for every register of scores of the block's rows.
-  template <class Visit>
-  GENSSL_INLINE void for_each_score(int64_t rows, const Visit& visit) const {
+  GENSSL_INLINE void find_lowest_by_integers(int64_t rows) const {
+    constexpr int64_t width = kPanelColumns<T>;
+    const int64_t pairs = count_pairs(args_.depth);
+    for (int64_t r = 0; r < rows; ++r) block_.lowest[r].clear();
     for (int64_t panel = 0; panel < count_panels<T>(args_.codes); ++panel) {
-      const auto epilogue = [&](int64_t row, int count, int64_t column, const T* product) {
-        for (int vec = 0; vec < kPanelVecs; ++vec) {
-          const int64_t first = column + vec * Vec<T>::size;
-          const Vec<T> half_norm = Vec<T>::load(args_.half_norms + first);
-          for (int r = 0; r < count; ++r) {
-            const Vec<T> dot = Vec<T>::load(product + r * kPanelColumns<T> + vec * Vec<T>::size);
-            visit(row + r, half_norm - dot, first / Vec<T>::size);
-          }
-        }
-      };
-      multiply_panels<T>(block_.rows, block_.stride, rows, codes_, panel, 1, nullptr, epilogue);
+      for_each_tile(rows, [&]<int ROWS>(int64_t r) GENSSL_INLINE_LAMBDA {
+        add_integer_products<ROWS>(block_.integers + r * block_.stride, block_.stride,
+                                   args_.integers + panel * pairs * width, pairs,
+                                   args_.half_norms + panel * width, block_.scales + r,
+                                   panel * kPanelVecs, block_.lowest + r);
+      });
     }
   }
 
   GENSSL_INLINE void find_lowest(int64_t rows) const {
+    constexpr int64_t width = kPanelColumns<T>;
+    for (int64_t r = 0; r < rows; ++r) block_.lowest[r].clear();
     for (int64_t panel = 0; panel < count_panels<T>(args_.codes); ++panel) {
-      for (int64_t row = 0; row < rows;) {
-        const int tile = next_tile_rows(rows - row);
-        const T* first = block_.rows + row * block_.stride;
-        find_lowest_of_tile(tile, first, block_.stride, codes_, args_.half_norms, panel,
-                            block_.lowest + row);
-        row += tile;
-      }
+      for_each_tile(rows, [&]<int ROWS>(int64_t r) GENSSL_INLINE_LAMBDA {
+        add_products<ROWS>(block_.rows + r * block_.stride, block_.stride,
+                           args_.panels + panel * width * args_.depth, args_.depth,
+                           args_.half_norms + panel * width, panel * kPanelVecs, block_.lowest + r);
+      });
     }
   }
 
-  // Takes the code of the lowest score, and searches again for the rows where rounding may matter.
-  GENSSL_INLINE void decide(int64_t begin, int64_t rows) const {
-    int64_t undecided[kMaxBlockRows], count = 0;
-    for (int64_t r = 0; r < rows; ++r) {
+  // Takes the codes of the lowest scores, or the nearest of several within the bound. Rows of which
+  // more may be within it than the lanes hold, or which have no bound, move to the front; returns
+  // how many they are.
+  GENSSL_INLINE int64_t keep_undecided(int64_t count, const T* bounds) {
+    int64_t kept = 0;
+    for (int64_t r = 0; r < count; ++r) {
       const Winner<T> winner(block_.lowest[r]);
-      args_.indices[begin + r] = winner.code;
-      const bool is_bounded = block_.limits[r] < kInfinity<T>;  // neither overflow nor NaN
-      if (is_bounded && winner.second - winner.score >= block_.limits[r]) continue;
-      const T* source = block_.rows + r * block_.stride;
-      copy_lanes(source, args_.depth, block_.rows + count * block_.stride);
-      block_.limits[count] = winner.score + block_.limits[r];
-      undecided[count++] = begin + r;
+      int64_t& index = args_.indices[block_.numbers[r]];
+      index = winner.code;
+      if (bounds[r] < kInfinity<T>) {  // neither overflow nor NaN
+        if (winner.second - winner.score >= bounds[r]) continue;
+        const T limit = winner.score + bounds[r];
+        if (winner.lanes_hold_all(limit)) {
+          index = nearest_of_lanes(winner, limit, block_.numbers[r]);
+          continue;
+        }
+      }
+      copy_lanes(block_.rows + r * block_.stride, args_.depth, block_.rows + kept * block_.stride);
+      block_.fine[kept] = block_.fine[r];
+      block_.scores[kept] = winner.score;
+      block_.numbers[kept++] = block_.numbers[r];
     }
-    if (count > 0) search_again(undecided, count);
+    return kept;
   }
 
-  // Codes whose score is within the limit compete by their distance in double.
-  GENSSL_INLINE void search_again(const int64_t* undecided, int64_t count) const {
+  GENSSL_INLINE double distance_to(const T* x, int64_t code) const {
+    return squared_distance(x, args_.codebook + code * args_.depth, args_.depth);
+  }
+
+  __attribute__((noinline)) int64_t nearest_of_lanes(const Winner<T>& winner, T limit,
+                                                     int64_t n) const {
+    const T* x = exact_row(n);
+    int64_t nearest = winner.code;
+    double lowest = distance_to(x, nearest);
+    for (int lane = 0; lane < Winner<T>::kLanes; ++lane) {
+      if (!(winner.scores[lane] <= limit)) continue;
+      const int64_t code = winner.code_of(lane);
+      const double distance = distance_to(x, code);
+      if (distance > lowest || (distance == lowest && code > nearest)) continue;
+      nearest = code;
+      lowest = distance;
+    }
+    return nearest;
+  }
+
+  // Codes whose score is within the bound of the lowest compete by their distance in double.
+  GENSSL_INLINE void compare_distances(int64_t count) const {
     double nearest[kMaxBlockRows];
-    for (int64_t r = 0; r < count; ++r) args_.indices[undecided[r]] = -1;
-    for_each_score(count, [&](int64_t r, Vec<T> scores, int64_t number) {
+    T limits[kMaxBlockRows];
+    for (int64_t r = 0; r < count; ++r) {
+      args_.indices[block_.numbers[r]] = -1;
+      limits[r] = block_.scores[r] + block_.fine[r];
+    }
+    for_each_score(count, [&](int64_t r, Vec<T> scores, int64_t first) {
       for (int lane = 0; lane < Vec<T>::size; ++lane) {
-        const int64_t code = number * Vec<T>::size + lane;
-        if (scores[lane] > block_.limits[r] || code >= args_.codes) continue;
-        int64_t& index = args_.indices[undecided[r]];
-        const T* x = exact_row(undecided[r]);
-        const double distance =
-            squared_distance(x, args_.codebook + code * args_.depth, args_.depth);
+        const int64_t code = first + lane;
+        if (scores[lane] > limits[r] || code >= args_.codes) continue;
+        int64_t& index = args_.indices[block_.numbers[r]];
+        const double distance = distance_to(exact_row(block_.numbers[r]), code);
         const bool is_nan = distance != distance;
         const bool wins = distance < nearest[r] || (is_nan && nearest[r] == nearest[r]);
         if (index >= 0 && !wins) continue;
@@ -296,10 +414,23 @@ class Search {
     });
   }
 
+  // Calls visit(row, scores, code of the first score) for every register of scores of the rows.
+  template <class Visit>
+  GENSSL_INLINE void for_each_score(int64_t rows, const Visit& visit) const {
+    constexpr int64_t width = kPanelColumns<T>;
+    const Matrix<T> codes{nullptr, args_.panels, count_panels<T>(args_.codes) * width, args_.depth};
+    multiply<T>(block_.rows, block_.stride, rows, codes, nullptr,
+                [&](int64_t row, int count, int64_t column, const T* product) {
+                  const auto visit_register = [&](int64_t r, int64_t n, int64_t, Vec<T> dot) {
+                    visit(r, Vec<T>::load(args_.half_norms + n) - dot, n);
+                  };
+                  for_each_register<T>(row, count, column, codes.columns, product, visit_register);
+                });
+  }
+
   const NearestCodeArgs<T>& args_;
   Block<T> block_;
-  Matrix<T> codes_;
-  T radius_;
+  CodesSummary<T> codes_;
 };
 
 template <class T, class Element>
@@ -317,8 +448,8 @@ template <class T>
 NearestCodeSizes nearest_code_sizes(int64_t rows, int64_t codes, int64_t depth) {
   const int64_t height = smaller(4 * kTileRows, block_rows<T>(depth, larger(rows, 1)));
   const int64_t of_panel = kPanelColumns<T> * depth;
-  return {count_panels<T>(codes), kPanelColumns<T>, height,
-          larger(Block<T>::size(height, depth), of_panel)};
+  return {count_panels<T>(codes), kPanelColumns<T>, kHasIntegers<T> ? count_pairs(depth) : 0,
+          height, larger(Block<T>::size(height, depth), of_panel)};
 }
 
 template <class T>
@@ -336,7 +467,8 @@ void nearest_code_pack(const NearestCodeArgs<T>& args, int64_t begin, int64_t en
   constexpr int64_t width = kPanelColumns<T>;
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t count = smaller(width, args.codes - panel * width);
-    double largest = 0;
+    CodePanel& summary = args.summary[panel];
+    summary = {};
     for (int64_t i = 0; i < width; ++i) {
       T& half_norm = args.half_norms[panel * width + i];
       half_norm = kInfinity<T>;
@@ -348,15 +480,29 @@ void nearest_code_pack(const NearestCodeArgs<T>& args, int64_t begin, int64_t en
       for (int64_t k = 0; k < args.depth; ++k) {
         target[k] = code[k] - args.center[k];
         sum += double(target[k]) * double(target[k]);
+        const float magnitude = float(target[k] < T(0) ? -target[k] : target[k]);
+        if (!(magnitude <= summary.largest)) summary.largest = magnitude;
         is_zero = is_zero && target[k] == T(0);
       }
       half_norm = T(sum / 2);
       if (!is_zero && sum < DBL_MIN) sum = DBL_MIN;
-      if (!(sum <= largest)) largest = sum;
+      if (!(sum <= summary.square)) summary.square = sum;
     }
-    args.radii[panel] = largest;
     const Matrix<T> centered{workspace, nullptr, count, args.depth};
     pack_panel(centered, 0, args.panels + panel * width * args.depth);
+  }
+}
+
+template <class T>
+void nearest_code_pack_integers(const NearestCodeArgs<T>& args, int64_t begin, int64_t end) {
+  if constexpr (kHasIntegers<T>) {
+    const float scale = CodesSummary<T>(args).scale;
+    const int64_t of_panel = kPanelColumns<T> * args.depth;
+    const int64_t of_integers = kPanelColumns<T> * count_pairs(args.depth);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      args.summary[panel].residual = quantize_panel(args.panels + panel * of_panel, args.depth,
+                                                    scale, args.integers + panel * of_integers);
+    }
   }
 }
 
@@ -373,10 +519,11 @@ void nearest_code(const NearestCodeArgs<T>& args, int64_t begin, int64_t end, T*
   }
 }
 
-#define GENSSL_INSTANTIATE(T)                                                          \
-  template NearestCodeSizes nearest_code_sizes<T>(int64_t, int64_t, int64_t);          \
-  template void nearest_code_center<T>(const NearestCodeArgs<T>&, double*);            \
-  template void nearest_code_pack<T>(const NearestCodeArgs<T>&, int64_t, int64_t, T*); \
+#define GENSSL_INSTANTIATE(T)                                                               \
+  template NearestCodeSizes nearest_code_sizes<T>(int64_t, int64_t, int64_t);               \
+  template void nearest_code_center<T>(const NearestCodeArgs<T>&, double*);                 \
+  template void nearest_code_pack<T>(const NearestCodeArgs<T>&, int64_t, int64_t, T*);      \
+  template void nearest_code_pack_integers<T>(const NearestCodeArgs<T>&, int64_t, int64_t); \
   template void nearest_code<T>(const NearestCodeArgs<T>&, int64_t, int64_t, T*);
 GENSSL_INSTANTIATE(float)
 GENSSL_INSTANTIATE(double)

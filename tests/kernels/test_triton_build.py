@@ -158,7 +158,7 @@ CASES = {
     "spline-inverse": Case(SPLINE, run_spline_inverse, SHORT, 0, 0, 128, dtypes=FP32),
     "spline-backward": Case(SPLINE_BACKWARD, run_spline, SHORT, 0, 0, 128, dtypes=NOT_FP64),
     "spline-inverse-backward": Case(SPLINE_BACKWARD, run_spline_inverse, SHORT, 0, 0, 128, dtypes=FP32),
-    "nearest-code": Case(SEARCH, run_nearest_code, SHORT, 0, 0, 160, dtypes=NOT_FP64, shared=49152),
+    "nearest-code": Case(SEARCH, run_nearest_code, SHORT, 0, 0, 168, dtypes=NOT_FP64, shared=49152),
     "nearest-code-decide": Case(DECIDE, run_nearest_code, SHORT, 0, 0, 96, 96),
     "nearest-code-distance": Case(DISTANCE, run_nearest_code, SHORT, 0, 0, 64, 64),
     "code-sums": Case(CODE_SUMS, run_nearest_code, SHORT, 0, 0, 64, 64),
