@@ -1,5 +1,6 @@
 #include "kernels/contrast/nearest_code.h"
 
+#include <bit>
 #include <tuple>
 #include <vector>
 
@@ -47,6 +48,8 @@ void search(NearestCodeArgs<T> args) {
       GENSSL_DISPATCH(nearest_code_pack<T>)
       (args, begin, end, thread_scratch<T>(sizes.workspace));
     });
+    std::vector<int64_t> table(std::bit_ceil(2 * static_cast<uint64_t>(args.codes)));
+    GENSSL_DISPATCH(nearest_code_drop_duplicates<T>)(args, table.data(), table.size());
     parallel_for(0, sizes.panels, grain, [&](int64_t begin, int64_t end) {
       GENSSL_DISPATCH(nearest_code_pack_integers<T>)(args, begin, end);
     });

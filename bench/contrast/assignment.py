@@ -83,3 +83,53 @@ def nearest_code(device):
         ceilings=ceilings.micro_kernel(flops, DIM, device),
         own_values=(PEER,),
     )
+
+
+POINTS, CLUSTERS, FEATURES, UPDATES = 20_000, 100, 32, 10
+
+
+def lloyd(x, centers, nearest):
+    """Updates of the centers; `nearest` finds the nearest ones."""
+    for _ in range(UPDATES):
+        indices = nearest(x, centers)
+        counts = x.new_zeros(len(centers)).index_add_(0, indices, x.new_ones(()).expand(len(x)))
+        sums = torch.zeros_like(centers).index_add_(0, indices, x)
+        centers = torch.where(counts[:, None] > 0, sums / counts[:, None], centers)
+    return (centers,)
+
+
+@cases.case("kmeans", f"20000×32, 100 clusters, {UPDATES} updates")
+def kmeans(device):
+    noise, places = draw(device, POINTS, CLUSTERS, FEATURES)
+    x = noise + 4 * places[torch.arange(POINTS, device=device) % CLUSTERS]
+    start = x[:CLUSTERS]
+
+    def scikit_learn():
+        from sklearn.cluster import KMeans
+
+        settings = {"n_init": 1, "max_iter": UPDATES, "tol": 0, "algorithm": "lloyd"}
+        peer = KMeans(CLUSTERS, init=start.cpu().numpy(), **settings)
+        points = x.cpu().numpy()
+        return lambda: (torch.from_numpy(peer.fit(points).cluster_centers_),)
+
+    def product(x, centers):
+        return by_product(x, centers)[1]
+
+    @functools.cache
+    def reference_centers(dtype):
+        return lloyd(
+            x.to(dtype), start.to(dtype), lambda *args: reference.contrast.nearest_code(*args)[0]
+        )  # fmt: skip
+
+    options = {"init": start, "iterations": UPDATES, "tolerance": 0}
+    return Workload(
+        providers={
+            OURS: lambda: genssl_fast.kmeans(x, CLUSTERS, **options).centers,
+            "eager": lambda: lloyd(x, start, product),
+            "scikit-learn": lazily(scikit_learn),
+        },
+        reference=reference_centers,
+        flops=2 * (UPDATES + 1) * POINTS * CLUSTERS * FEATURES,
+        ceilings=ceilings.micro_kernel(2 * (UPDATES + 1) * POINTS * CLUSTERS * FEATURES, FEATURES, device),
+        whole_loop=True,
+    )

@@ -32,12 +32,6 @@ GENSSL_INLINE Vec<double> load_wide(const T* source, int64_t count) {
   return load_wide(lanes);
 }
 
-GENSSL_INLINE double sum_lanes(Vec<double> a) {
-  double sum = a[0];
-  for (int lane = 1; lane < Vec<double>::size; ++lane) sum += a[lane];
-  return sum;
-}
-
 // |a - b|^2 from differences, in double.
 template <class T>
 GENSSL_INLINE double squared_distance(const T* a, const T* b, int64_t depth) {
@@ -51,7 +45,7 @@ GENSSL_INLINE double squared_distance(const T* a, const T* b, int64_t depth) {
     const Vec<double> second = load_wide(a + k + size, left) - load_wide(b + k + size, left);
     odd = fma(second, second, odd);
   }
-  return sum_lanes(even + odd);
+  return sum_of(even + odd);
 }
 
 // What the codes seen so far leave of a row, lane by lane: the lowest score, the number of the
@@ -142,38 +136,22 @@ __attribute__((noinline)) void add_integer_products(const int16_t* rows, int64_t
       });
 }
 
-// What is left of a row: its lowest score over all lanes, that score's code, and the second lowest.
+// What is left of a row: its lowest score over all lanes, that score's code (the first one, exact
+// in T), and the second lowest score.
 template <class T>
 struct Winner {
-  static constexpr int kLanes = Vec<T>::size;
-  T scores[kLanes], places[kLanes], seconds[kLanes];
-  T score = kInfinity<T>, second = kInfinity<T>;
-  int64_t code = 0;
+  Vec<T> scores, codes, seconds;
+  T score, code, second;
 
-  GENSSL_INLINE explicit Winner(const Lowest<T>& lowest) {
-    lowest.score.store(scores);
-    lowest.place.store(places);
-    lowest.second.store(seconds);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      if (!(scores[lane] < kInfinity<T>)) continue;
-      const bool wins = scores[lane] < score || (scores[lane] == score && code_of(lane) < code);
-      const T loser = wins ? score : scores[lane];
-      if (loser < second) second = loser;
-      if (seconds[lane] < second) second = seconds[lane];
-      if (!wins) continue;
-      score = scores[lane];
-      code = code_of(lane);
-    }
-  }
-  GENSSL_INLINE int64_t code_of(int lane) const {
-    return static_cast<int64_t>(places[lane]) * kLanes + lane;
-  }
-  // Whether the lanes' lowest scores are all that is within a limit.
-  GENSSL_INLINE bool lanes_hold_all(T limit) const {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      if (!(seconds[lane] > limit)) return false;
-    }
-    return true;
+  GENSSL_INLINE explicit Winner(const Lowest<T>& lowest)
+      : scores(lowest.score), seconds(lowest.second) {
+    Vec<T> lanes;
+    for (int lane = 0; lane < Vec<T>::size; ++lane) lanes.value[lane] = T(lane);
+    const Vec<T> none(kInfinity<T>);
+    codes = fma(lowest.place, Vec<T>(T(Vec<T>::size)), lanes);
+    score = lowest_of(scores);
+    code = lowest_of(select(scores == Vec<T>(score), codes, none));
+    second = lowest_of(min(seconds, select(codes == Vec<T>(code), none, scores)));
   }
 };
 
@@ -293,15 +271,11 @@ class Search {
       magnitudes = max(magnitudes, abs(centered));
       store_lanes(centered, target + k, left);
     }
-    T square(0), largest(0);
-    for (int lane = 0; lane < Vec<T>::size; ++lane) {
-      square += squares[lane];
-      if (magnitudes[lane] > largest) largest = magnitudes[lane];
-    }
+    const T square = sum_of(squares);
     block_.fine[r] = rounding_of_scores(square);
     if constexpr (kHasIntegers<T>) {
       const T length = T(__builtin_sqrt(double(square)));
-      const T scale = integer_scale(length, largest, args_.depth);
+      const T scale = integer_scale(length, highest_of(magnitudes), args_.depth);
       int16_t* integers = block_.integers + r * block_.stride;
       const T lack = T(__builtin_sqrt(double(quantize_row(target, args_.depth, scale, integers))));
       block_.scales[r] = -scale * codes_.scale;
@@ -354,11 +328,11 @@ class Search {
     for (int64_t r = 0; r < count; ++r) {
       const Winner<T> winner(block_.lowest[r]);
       int64_t& index = args_.indices[block_.numbers[r]];
-      index = winner.code;
+      index = winner.score < kInfinity<T> ? static_cast<int64_t>(winner.code) : 0;
       if (bounds[r] < kInfinity<T>) {  // neither overflow nor NaN
         if (winner.second - winner.score >= bounds[r]) continue;
         const T limit = winner.score + bounds[r];
-        if (winner.lanes_hold_all(limit)) {
+        if (lowest_of(winner.seconds) > limit) {
           index = nearest_of_lanes(winner, limit, block_.numbers[r]);
           continue;
         }
@@ -375,14 +349,15 @@ class Search {
     return squared_distance(x, args_.codebook + code * args_.depth, args_.depth);
   }
 
+  // Of the lowest scores of the lanes, those within the limit compete by their distance in double.
   __attribute__((noinline)) int64_t nearest_of_lanes(const Winner<T>& winner, T limit,
                                                      int64_t n) const {
     const T* x = exact_row(n);
-    int64_t nearest = winner.code;
+    int64_t nearest = static_cast<int64_t>(winner.code);
     double lowest = distance_to(x, nearest);
-    for (int lane = 0; lane < Winner<T>::kLanes; ++lane) {
+    for (int lane = 0; lane < Vec<T>::size; ++lane) {
       if (!(winner.scores[lane] <= limit)) continue;
-      const int64_t code = winner.code_of(lane);
+      const int64_t code = static_cast<int64_t>(winner.codes[lane]);
       const double distance = distance_to(x, code);
       if (distance > lowest || (distance == lowest && code > nearest)) continue;
       nearest = code;
@@ -432,6 +407,28 @@ class Search {
   Block<T> block_;
   CodesSummary<T> codes_;
 };
+
+template <class T>
+bool are_equal(const T* a, const T* b, int64_t depth) {
+  for (int64_t k = 0; k < depth; ++k) {
+    if (!(a[k] == b[k])) return false;
+  }
+  return true;
+}
+
+// Of a code's norm and three of its numbers.
+template <class T>
+uint64_t hash_of(const T* code, int64_t depth, T half_norm) {
+  const T samples[4] = {half_norm, code[0] + T(0), code[depth / 2] + T(0), code[depth - 1] + T(0)};
+  uint64_t hash = 0;
+  for (T sample : samples) {
+    uint64_t bits = 0;
+    memcpy(&bits, &sample, sizeof sample);
+    hash = (hash ^ bits) * 0x9e3779b97f4a7c15;
+    hash ^= hash >> 29;
+  }
+  return hash;
+}
 
 template <class T, class Element>
 void search_blocks(const NearestCodeArgs<T>& args, int64_t begin, int64_t end, T* workspace) {
@@ -494,6 +491,24 @@ void nearest_code_pack(const NearestCodeArgs<T>& args, int64_t begin, int64_t en
 }
 
 template <class T>
+void nearest_code_drop_duplicates(const NearestCodeArgs<T>& args, int64_t* table, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) table[i] = -1;
+  for (int64_t code = 0; code < args.codes; ++code) {
+    const T* values = args.codebook + code * args.depth;
+    uint64_t slot = hash_of(values, args.depth, args.half_norms[code]) & (size - 1);
+    while (table[slot] >= 0 &&
+           !are_equal(args.codebook + table[slot] * args.depth, values, args.depth)) {
+      slot = (slot + 1) & (size - 1);
+    }
+    if (table[slot] < 0) {
+      table[slot] = code;
+    } else {
+      args.half_norms[code] = kInfinity<T>;
+    }
+  }
+}
+
+template <class T>
 void nearest_code_pack_integers(const NearestCodeArgs<T>& args, int64_t begin, int64_t end) {
   if constexpr (kHasIntegers<T>) {
     const float scale = CodesSummary<T>(args).scale;
@@ -519,11 +534,12 @@ void nearest_code(const NearestCodeArgs<T>& args, int64_t begin, int64_t end, T*
   }
 }
 
-#define GENSSL_INSTANTIATE(T)                                                               \
-  template NearestCodeSizes nearest_code_sizes<T>(int64_t, int64_t, int64_t);               \
-  template void nearest_code_center<T>(const NearestCodeArgs<T>&, double*);                 \
-  template void nearest_code_pack<T>(const NearestCodeArgs<T>&, int64_t, int64_t, T*);      \
-  template void nearest_code_pack_integers<T>(const NearestCodeArgs<T>&, int64_t, int64_t); \
+#define GENSSL_INSTANTIATE(T)                                                                  \
+  template NearestCodeSizes nearest_code_sizes<T>(int64_t, int64_t, int64_t);                  \
+  template void nearest_code_center<T>(const NearestCodeArgs<T>&, double*);                    \
+  template void nearest_code_pack<T>(const NearestCodeArgs<T>&, int64_t, int64_t, T*);         \
+  template void nearest_code_drop_duplicates<T>(const NearestCodeArgs<T>&, int64_t*, int64_t); \
+  template void nearest_code_pack_integers<T>(const NearestCodeArgs<T>&, int64_t, int64_t);    \
   template void nearest_code<T>(const NearestCodeArgs<T>&, int64_t, int64_t, T*);
 GENSSL_INSTANTIATE(float)
 GENSSL_INSTANTIATE(double)

@@ -66,6 +66,10 @@ GENSSL_DECLARE_KERNEL(template <class T> void, nearest_code_center,
 // Packs panels [begin, end).
 GENSSL_DECLARE_KERNEL(template <class T> void, nearest_code_pack,
                       (const NearestCodeArgs<T>& args, int64_t begin, int64_t end, T* workspace))
+// Takes codes that equal an earlier one out of the search, by an infinite norm: they only cost
+// ties. table[size] is scratch memory, of a power of two above the number of codes.
+GENSSL_DECLARE_KERNEL(template <class T> void, nearest_code_drop_duplicates,
+                      (const NearestCodeArgs<T>& args, int64_t* table, int64_t size))
 // Rounds panels [begin, end) to integers, once all are packed. Not for double.
 GENSSL_DECLARE_KERNEL(template <class T> void, nearest_code_pack_integers,
                       (const NearestCodeArgs<T>& args, int64_t begin, int64_t end))
