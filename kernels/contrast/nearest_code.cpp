@@ -185,9 +185,9 @@ struct Block {
   int16_t* integers;  // [block_rows, stride]: the same in integers
   T* exact;           // [stride]: a row of x
   T* scales;          // [block_rows]: what a product of a row's integers counts, negative
-  T* coarse;          // [block_rows]: a bound of the rounding of scores from integers
-  T* fine;            // [block_rows]: and of the others
-  T* scores;          // [block_rows]: the lowest score
+  T* lengths;         // [block_rows]: |x - center|
+  T* lacks;           // [block_rows]: the length of what rounding to integers takes off
+  T* limits;          // [block_rows]: scores that may be those of the nearest code
   int64_t numbers[kMaxBlockRows];
 
   GENSSL_INLINE Block(T* workspace, int64_t block_rows, int64_t depth)
@@ -197,9 +197,9 @@ struct Block {
         integers(reinterpret_cast<int16_t*>(rows + block_rows * stride)),
         exact(rows + 2 * block_rows * stride),
         scales(exact + stride),
-        coarse(scales + block_rows),
-        fine(coarse + block_rows),
-        scores(fine + block_rows) {}
+        lengths(scales + block_rows),
+        lacks(lengths + block_rows),
+        limits(lacks + block_rows) {}
 
   static GENSSL_INLINE int64_t size(int64_t block_rows, int64_t depth) {
     const int64_t lowest = sizeof(Lowest<T>) / sizeof(T);
@@ -233,11 +233,11 @@ class Search {
     }
     if constexpr (kHasIntegers<T>) {
       find_lowest_by_integers(count);
-      count = keep_undecided(count, block_.coarse);
+      count = keep_undecided(count, [&](int64_t r, T radius) { return coarse_bound(r, radius); });
     }
     if (count > 0) {
       find_lowest(count);
-      count = keep_undecided(count, block_.fine);
+      count = keep_undecided(count, [&](int64_t r, T radius) { return fine_bound(r, radius); });
     }
     if (count > 0) compare_distances(count);
   }
@@ -272,26 +272,29 @@ class Search {
       store_lanes(centered, target + k, left);
     }
     const T square = sum_of(squares);
-    block_.fine[r] = rounding_of_scores(square);
+    const T length = block_.lengths[r] = T(__builtin_sqrt(double(square)));
     if constexpr (kHasIntegers<T>) {
-      const T length = T(__builtin_sqrt(double(square)));
       const T scale = integer_scale(length, highest_of(magnitudes), args_.depth);
       int16_t* integers = block_.integers + r * block_.stride;
-      const T lack = T(__builtin_sqrt(double(quantize_row(target, args_.depth, scale, integers))));
+      const T lack = quantize_row(target, args_.depth, scale, integers);
+      block_.lacks[r] = T(__builtin_sqrt(double(lack)));
       block_.scales[r] = -scale * codes_.scale;
-      block_.coarse[r] =
-          block_.fine[r] + T(2.01) * (lack * codes_.radius + (length + lack) * codes_.residual);
     }
   }
 
-  // The difference of two scores of a row, which has this squared length, is off by less: rounding
-  // of `depth` fused multiply-adds, of x and c less the center, of the norm and of the difference;
-  // and what underflows.
-  GENSSL_INLINE T rounding_of_scores(T square) const {
-    if (codes_.radius == T(0)) return T(0);  // all codes are equal and all scores exact
+  // The difference of two scores of row r is off by less, where the codes have at most this length:
+  // rounding of `depth` fused multiply-adds, of x and c less the center, of the norm and of the
+  // difference; and what underflows.
+  GENSSL_INLINE T fine_bound(int64_t r, T radius) const {
+    if (radius == T(0)) return T(0);  // all codes are equal and all scores exact
     const T depth = T(args_.depth);
-    const T length = T(__builtin_sqrt(double(square + depth * kTiny<T>)));
-    return 2 * (depth + 8) * (kRoundoff<T> * (codes_.radius * (length + codes_.radius)) + kTiny<T>);
+    const T length = block_.lengths[r] + T(__builtin_sqrt(double(depth * kTiny<T>)));
+    return 2 * (depth + 8) * (kRoundoff<T> * (radius * (length + radius)) + kTiny<T>);
+  }
+  // The same for scores from integers: what x and the codes lack, times the other.
+  GENSSL_INLINE T coarse_bound(int64_t r, T radius) const {
+    const T length = block_.lengths[r], lack = block_.lacks[r];
+    return fine_bound(r, radius) + T(2.01) * (lack * radius + (length + lack) * codes_.residual);
   }
 
   GENSSL_INLINE void find_lowest_by_integers(int64_t rows) const {
@@ -323,26 +326,36 @@ class Search {
   // Takes the codes of the lowest scores, or the nearest of several within the bound. Rows of which
   // more may be within it than the lanes hold, or which have no bound, move to the front; returns
   // how many they are.
-  GENSSL_INLINE int64_t keep_undecided(int64_t count, const T* bounds) {
+  template <class Bound>
+  GENSSL_INLINE int64_t keep_undecided(int64_t count, const Bound& bound_of) {
     int64_t kept = 0;
     for (int64_t r = 0; r < count; ++r) {
       const Winner<T> winner(block_.lowest[r]);
       int64_t& index = args_.indices[block_.numbers[r]];
       index = winner.score < kInfinity<T> ? static_cast<int64_t>(winner.code) : 0;
-      if (bounds[r] < kInfinity<T>) {  // neither overflow nor NaN
-        if (winner.second - winner.score >= bounds[r]) continue;
-        const T limit = winner.score + bounds[r];
-        if (lowest_of(winner.seconds) > limit) {
-          index = nearest_of_lanes(winner, limit, block_.numbers[r]);
+      T bound = bound_of(r, codes_.radius);
+      if (bound < kInfinity<T>) {  // neither overflow nor NaN
+        if (winner.second - winner.score >= bound) continue;
+        bound = bound_of(r, radius_of_nearer(r, index));
+        if (winner.second - winner.score >= bound) continue;
+        if (lowest_of(winner.seconds) > winner.score + bound) {
+          index = nearest_of_lanes(winner, winner.score + bound, block_.numbers[r]);
           continue;
         }
       }
       copy_lanes(block_.rows + r * block_.stride, args_.depth, block_.rows + kept * block_.stride);
-      block_.fine[kept] = block_.fine[r];
-      block_.scores[kept] = winner.score;
+      block_.lengths[kept] = block_.lengths[r];
+      block_.limits[kept] = winner.score + bound;
       block_.numbers[kept++] = block_.numbers[r];
     }
     return kept;
+  }
+
+  // Codes nearer to row r than this one have at most this length: those far away do not matter.
+  GENSSL_INLINE T radius_of_nearer(int64_t r, int64_t code) const {
+    const double distance = distance_to(exact_row(block_.numbers[r]), code);
+    const T reach = T(1.001) * (block_.lengths[r] + T(__builtin_sqrt(distance))) + kTiny<T>;
+    return reach < codes_.radius ? reach : codes_.radius;
   }
 
   GENSSL_INLINE double distance_to(const T* x, int64_t code) const {
@@ -369,15 +382,11 @@ class Search {
   // Codes whose score is within the bound of the lowest compete by their distance in double.
   GENSSL_INLINE void compare_distances(int64_t count) const {
     double nearest[kMaxBlockRows];
-    T limits[kMaxBlockRows];
-    for (int64_t r = 0; r < count; ++r) {
-      args_.indices[block_.numbers[r]] = -1;
-      limits[r] = block_.scores[r] + block_.fine[r];
-    }
+    for (int64_t r = 0; r < count; ++r) args_.indices[block_.numbers[r]] = -1;
     for_each_score(count, [&](int64_t r, Vec<T> scores, int64_t first) {
       for (int lane = 0; lane < Vec<T>::size; ++lane) {
         const int64_t code = first + lane;
-        if (scores[lane] > limits[r] || code >= args_.codes) continue;
+        if (scores[lane] > block_.limits[r] || code >= args_.codes) continue;
         int64_t& index = args_.indices[block_.numbers[r]];
         const double distance = distance_to(exact_row(block_.numbers[r]), code);
         const bool is_nan = distance != distance;

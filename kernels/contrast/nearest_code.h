@@ -16,8 +16,16 @@
 // distances do not depend on the origin, rounding does. The distance returned comes from the
 // differences.
 //
-// Measured on two cores of an AMD EPYC (Zen 4, AVX-512), 65536 x 64 and 1024 codes of fp32:
-//   FIGURES
+// Duplicated codes are taken out first, since they only cost ties; and where an outlier among the
+// codes makes the bound loose, it is taken again for codes no farther than the one found.
+//
+// Measured on one core of an AMD EPYC (Zen 4, AVX-512), 8192 x 64 and 1024 codes of fp32, beside
+// 10.2 ms of the fp32 micro-kernel alone:
+//   fp32 scores, product stored and read again                                   12.6 ms
+//   scores from registers                                                        12.4 ms
+//   integers first, but the compiler kept the products in memory                 12.4 ms
+//   unrolled, so that they stay in registers                                      8.2 ms
+//   near ties decided from what the lanes hold, without another search            7.8 ms
 #pragma once
 
 #include <stdint.h>

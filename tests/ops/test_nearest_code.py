@@ -199,6 +199,15 @@ def test_codes_far_from_one_another():
     check_exact(x + side[torch.arange(100) % 2, None], codebook + side[torch.arange(90) % 2, None])
 
 
+@pytest.mark.parametrize("far", [1e2, 1e6, 1e30])
+def test_codes_with_an_outlier(far):
+    """It loosens the bound of the rounding for all, and must not decide for any."""
+    x, codebook = inputs_with(90, 12)(torch.float32, 100, torch.Generator().manual_seed(0))
+    codebook[41] = far
+    codebook[50:] = codebook[:40] * (1 + 1e-6)
+    check_exact(x, codebook)
+
+
 def test_nan_counts_as_nearest():
     x, codebook = inputs_with(40, 6)(torch.float32, 30, torch.Generator().manual_seed(0))
     x[3, 2] = math.nan
