@@ -26,7 +26,9 @@ from genssl_fast.ops.gaussian_mixture import gaussian_mixture_log_prob
 from genssl_fast.ops.generalized_contrastive import generalized_contrastive, info_nce_distance
 from genssl_fast.ops.integrate import langevin_step, sampler_step
 from genssl_fast.ops.invertible_linear import invertible_linear, invertible_linear_weight
+from genssl_fast.ops.kmeans import KMeans, kmeans
 from genssl_fast.ops.made import MADEWeights, made, made_degrees, made_inverse, made_transform
+from genssl_fast.ops.nearest_code import CodeSums, NearestCode, code_sums, nearest_code
 from genssl_fast.ops.permute import permute, squeeze2d
 from genssl_fast.ops.planar import planar, radial
 from genssl_fast.ops.random import random_normal, random_rademacher, random_uniform
@@ -39,6 +41,7 @@ __all__ = [
     "AffineTransform",
     "AutoregressiveLayer",
     "ChannelLinearLayer",
+    "CodeSums",
     "CoefficientTable",
     "ConvNetWeights",
     "CouplingLayer",
@@ -46,9 +49,11 @@ __all__ = [
     "FilmMLPPlan",
     "FilmMLPWeights",
     "FlowPlan",
+    "KMeans",
     "LinearLayer",
     "MADEWeights",
     "MLPWeights",
+    "NearestCode",
     "PartialLayer",
     "PermutationLayer",
     "SplineTransform",
@@ -59,6 +64,7 @@ __all__ = [
     "affine_coupling",
     "affine_parameters",
     "clip_loss",
+    "code_sums",
     "diffusion",
     "film_mlp",
     "film_mlp_sample",
@@ -70,12 +76,14 @@ __all__ = [
     "integrations",
     "invertible_linear",
     "invertible_linear_weight",
+    "kmeans",
     "langevin_step",
     "made",
     "made_degrees",
     "made_inverse",
     "made_transform",
     "moco_loss",
+    "nearest_code",
     "nn",
     "nt_xent",
     "permute",
