@@ -7,6 +7,7 @@ from genssl_fast.accelerate import AccelerationReport, accelerate
 from genssl_fast.ops.actnorm import actnorm
 from genssl_fast.ops.affine_coupling import affine_coupling, affine_parameters
 from genssl_fast.ops.coefficient_table import CoefficientTable
+from genssl_fast.ops.decorrelation import barlow_twins, vicreg
 from genssl_fast.ops.film_mlp_plan import FilmMLPPlan
 from genssl_fast.ops.film_mlp_sample import film_mlp_sample
 from genssl_fast.ops.flow_layers import (
@@ -56,6 +57,7 @@ __all__ = [
     "actnorm",
     "affine_coupling",
     "affine_parameters",
+    "barlow_twins",
     "diffusion",
     "film_mlp",
     "film_mlp_sample",
@@ -82,4 +84,5 @@ __all__ = [
     "squeeze2d",
     "step_counter",
     "time_embedding",
+    "vicreg",
 ]
