@@ -26,6 +26,14 @@ struct BarlowTwins {
   double coupling(int64_t n, int64_t) const { return 2 * scale * weight / n / n; }
   double invariance(int64_t, int64_t) const { return 0; }
 
+  // What is taken from the diagonals of the Gram matrices: their mean where all features vary.
+  template <class T>
+  std::array<double, 2> shift(const DecorrelationArgs<T>& args) const {
+    const double d = args.columns;
+    return {d, d};
+  }
+  double shift_of_gradient(int64_t n, int64_t d) const { return coupling(n, d) * eps * d; }
+
   // The terms of the diagonal; `along` are the squares that a Gram matrix counts with the others.
   template <class T>
   double diagonal(const DecorrelationArgs<T>& args, bool gram, double& along) const {
@@ -51,8 +59,20 @@ struct VICReg {
   double invariance(int64_t n, int64_t d) const { return 2 * invariance_weight / n / d; }
 
   template <class T>
+  std::array<double, 2> shift(const DecorrelationArgs<T>& args) const {
+    std::array<double, 2> sum{};
+    for (int view = 0; view < 2; ++view) {
+      for (int64_t i = 0; i < args.columns; ++i) sum[view] += args.statistic(kMoment + view)[i];
+      sum[view] = static_cast<T>(sum[view] * (args.rows - 1) / args.rows);
+    }
+    return sum;
+  }
+  double shift_of_gradient(int64_t, int64_t) const { return 0; }
+
+  template <class T>
   double diagonal(const DecorrelationArgs<T>& args, bool gram, double& along) const {
     const double n = args.rows - 1, d = args.columns;
+    const std::array<double, 2> taken = shift(args);
     double loss = 0;
     for (int64_t i = 0; i < args.columns; ++i) {
       loss += invariance_weight / args.rows / d * args.statistic(kDifference)[i];
@@ -61,7 +81,8 @@ struct VICReg {
         const double hinge = std::max(gamma - std, 0.0);
         loss += variance / d * hinge;
         along += n * n * var * var;
-        const double counted = gram ? coupling(args.rows, args.columns) * n * var : 0;
+        const double counted =
+            gram ? coupling(args.rows, args.columns) * (n * var - taken[view]) : 0;
         const double pull = hinge > 0 ? variance / (d * n * std) : 0;
         args.statistic(kDiagonal + view)[i] = static_cast<T>(-pull - counted);
       }
@@ -95,13 +116,13 @@ struct Views {
   Loss loss;
   Tensor z[2];
   DecorrelationArgs<T> args;
-  int64_t panel_columns, panels, scratch;
+  int64_t panel_columns, strips, scratch;
 
   Views(const Loss& loss, const Tensor& z1, const Tensor& z2, T* statistics)
       : loss(loss),
         z{contiguous_to(z1, scalar_type<T>()), contiguous_to(z2, scalar_type<T>())},
         panel_columns(GENSSL_DISPATCH(decorrelation_panel_columns)(sizeof(T))),
-        panels(ceil_div(z1.size(1), panel_columns)),
+        strips(ceil_div(z1.size(1), kStripColumns)),
         scratch(GENSSL_DISPATCH(decorrelation_scratch<T>)(z1.size(0))) {
     args = {Loss::kind,
             z1.size(0),
@@ -113,8 +134,8 @@ struct Views {
   }
 
   template <class Body>
-  void for_panels(const Body& body) const {
-    for_items(panels, 2 * args.rows * panel_columns, body);
+  void for_strips(const Body& body) const {
+    for_items(strips, 2 * args.rows * kStripColumns, body);
   }
 
   // Both Gram matrices [2, N, N]; returns their inner product, or the sum of their squares.
@@ -125,9 +146,18 @@ struct Views {
     const int64_t segments = ceil_div(d, columns);
     Tensor partial = new_empty(z[0], {segments, 2, n, stride}, scalar_type<T>());
     std::vector<double> products(ceil_div(n, panel_columns));
+    const std::array<double, 2> shift = loss.shift(args);
     const GramArgs<T> gram_args{
-        args,   segments,      columns,        ceil_div(n, kGroupRows), data<T>(partial),
-        stride, data<T>(gram), products.data()};
+        .views = args,
+        .segments = segments,
+        .segment_columns = columns,
+        .groups = ceil_div(n, kGroupRows),
+        .partial = data<T>(partial),
+        .stride = stride,
+        .gram = data<T>(gram),
+        .shift = {static_cast<T>(shift[0]), static_cast<T>(shift[1])},
+        .products = products.data(),
+    };
     for_items(segments * gram_args.groups, n * columns, [&](int64_t begin, int64_t end) {
       GENSSL_DISPATCH(decorrelation_gram<T>)(gram_args, begin, end, thread_scratch<T>(scratch));
     });
@@ -152,7 +182,7 @@ struct Views {
                             {normalized, normalized + size},
                             {target, target ? target + size : nullptr},
                             squares.data()};
-    for_panels([&](int64_t begin, int64_t end) {
+    for_strips([&](int64_t begin, int64_t end) {
       GENSSL_DISPATCH(decorrelation_normalize<T>)(tiles, begin, end);
     });
     for (int64_t round = 0; round < rounds; ++round) {
@@ -180,8 +210,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Loss& loss, const Tensor& z1, c
   const ScalarType type = scalar_type<T>();
   Tensor statistics = new_empty(z1, {kStatistics, d}, type), value = new_empty(z1, {}, type);
   const Views<Loss, T> views(loss, z1, z2, data<T>(statistics));
-  views.for_panels([&](int64_t begin, int64_t end) {
-    GENSSL_DISPATCH(decorrelation_statistics<T>)(views.args, begin, end);
+  views.for_strips([&](int64_t begin, int64_t end) {
+    GENSSL_DISPATCH(decorrelation_statistics<T>)
+    (views.args, begin, end, thread_scratch<T>(views.scratch));
   });
   const bool tiled_forward = !gram && !keep;
   Tensor products =
@@ -217,9 +248,10 @@ std::tuple<Tensor, Tensor> backward(const Loss& loss, const Tensor& grad, const 
       .grad = *static_cast<const T*>(factor.const_data_ptr()),
       .coupling = static_cast<T>(loss.coupling(n, d)),
       .invariance = static_cast<T>(loss.invariance(n, d)),
+      .shift = static_cast<T>(gram ? loss.shift_of_gradient(n, d) : 0),
       .grad_z = {data<T>(to_z[0]), data<T>(to_z[1])},
   };
-  views.for_panels([&](int64_t begin, int64_t end) {
+  views.for_strips([&](int64_t begin, int64_t end) {
     GENSSL_DISPATCH(decorrelation_gradient<T>)(args, begin, end, thread_scratch<T>(views.scratch));
   });
   return {contiguous_to(to_z[0], z1.scalar_type()), contiguous_to(to_z[1], z1.scalar_type())};

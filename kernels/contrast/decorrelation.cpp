@@ -60,7 +60,7 @@ void gram_unit(const GramArgs<T>& args, int64_t unit, T* scratch) {
     const int64_t depth = smaller(kStripColumns, end - column);
     for (int view = 0; view < 2; ++view) {
       T* gram = args.partial + (2 * segment + view) * views.rows * args.stride;
-      normalize(views, view, rows, column, depth, scratch, depth, false);
+      normalize(views, view, rows, column, depth, row_major(scratch, depth), false);
       multiply_strip(scratch, rows, depth, first_panel, count_panels<T>(rows), panel_scratch, gram,
                      args.stride, column == begin);
     }
@@ -110,7 +110,9 @@ double sum_panel(const GramArgs<T>& args, int64_t panel) {
     }
   }
   for (int view = 0; view < 2; ++view) {
-    mirror(args.gram + view * rows * rows, rows, column, column, columns);
+    T* gram = args.gram + view * rows * rows;
+    mirror(gram, rows, column, column, columns);
+    for (int64_t n = column; n < column + columns; ++n) gram[n * rows + n] -= args.shift[view];
   }
   return 2 * total(above) + total(within);
 }
@@ -195,76 +197,108 @@ double tile_unit(const TileArgs<T>& args, int64_t round, int64_t unit, T* scratc
   return symmetric && i < j ? 2 * squares : squares;
 }
 
-// Gradient of one register of columns of a view, from x S [N, stride]: batch norm's backward with
-// its mean of zero, since the columns of x S sum to zero. x[2] and work are [N, kPanelColumns].
+// The product x S of a strip, from a Gram matrix or as it lies in memory, and the views x.
 template <class T>
-void barlow_twins_columns(const GradientArgs<T>& args, int view, int64_t column, const T* product,
-                          int64_t stride, const T* x, const T* other, T* work) {
-  constexpr int64_t width = kPanelColumns<T>;
+struct GradientStrip {
+  int64_t column, columns;
+  StripTarget<const T> product;
+  StripTarget<T> x[2];
+
+  GENSSL_INLINE Vec<T> along(int view, int64_t row, int64_t i) const {
+    return Vec<T>::load(x[view].at(row, i));
+  }
+};
+
+// Batch norm's backward, whose mean is 0 since the columns of x S sum to zero. Of what the shift
+// took from the Gram matrix, s x, it leaves s x eps scale^2.
+template <class T>
+void barlow_twins_strip(const GradientArgs<T>& args, int view, const GradientStrip<T>& strip) {
   const DecorrelationArgs<T>& views = args.views;
-  const Vec<T> coupling(args.coupling);
-  const Vec<T> diagonal = ColumnMap<T>::statistic(views, kDiagonal + view, column);
-  Vec<T> sum[1];
-  sum_rows<T, 1>(views.rows, sum, [&](int64_t n, Vec<T>(&s)[1]) GENSSL_INLINE_LAMBDA {
-    const Vec<T> along = diagonal * Vec<T>::load(other + n * width);
-    const Vec<T> value = fma(coupling, Vec<T>::load(product + n * stride), along);
-    value.store(work + n * width);
-    s[0] = fma(value, Vec<T>::load(x + n * width), s[0]);
-  });
-  const Vec<T> mean = sum[0] / Vec<T>(T(views.rows));
-  const Vec<T> scale = Vec<T>(args.grad) * ColumnMap<T>::statistic(views, kScale + view, column);
+  const Vec<T> coupling(args.coupling), grad(args.grad);
+  Vec<T> diagonal[kStripVecs<T>], mean[kStripVecs<T>], scale[kStripVecs<T>];
+  const auto to_x = [&](int64_t n, int64_t i) GENSSL_INLINE_LAMBDA {
+    const Vec<T> other = diagonal[i / Vec<T>::size] * strip.along(1 - view, n, i);
+    return fma(coupling, Vec<T>::load(strip.product.at(n, i)), other);
+  };
+  for (int64_t i = 0; i < strip.columns; i += Vec<T>::size) {
+    const int64_t vec = i / Vec<T>::size;
+    diagonal[vec] = ColumnMap<T>::statistic(views, kDiagonal + view, strip.column + i);
+    scale[vec] = grad * ColumnMap<T>::statistic(views, kScale + view, strip.column + i);
+    Vec<T> sum[1];
+    sum_rows<T, 1>(views.rows, sum, [&](int64_t n, Vec<T>(&s)[1]) GENSSL_INLINE_LAMBDA {
+      s[0] = fma(to_x(n, i), strip.along(view, n, i), s[0]);
+    });
+    const Vec<T> standard = ColumnMap<T>::statistic(views, kScale + view, strip.column + i);
+    mean[vec] = sum[0] / Vec<T>(T(views.rows)) - Vec<T>(args.shift) * standard * standard;
+  }
   for (int64_t n = 0; n < views.rows; ++n) {
-    const Vec<T> value = Vec<T>::load(work + n * width) - mean * Vec<T>::load(x + n * width);
-    store_lanes(scale * value, args.grad_z[view] + n * views.columns + column,
-                views.columns - column);
+    T* target = args.grad_z[view] + n * views.columns + strip.column;
+    for (int64_t i = 0; i < strip.columns; i += Vec<T>::size) {
+      const int64_t vec = i / Vec<T>::size;
+      const Vec<T> value = to_x(n, i) - mean[vec] * strip.along(view, n, i);
+      store_lanes(scale[vec] * value, target + i, strip.columns - i);
+    }
   }
 }
 
 template <class T>
-void vicreg_columns(const GradientArgs<T>& args, int view, int64_t column, const T* product,
-                    int64_t stride, const T* x) {
+void vicreg_strip(const GradientArgs<T>& args, int view, const GradientStrip<T>& strip) {
   const DecorrelationArgs<T>& views = args.views;
   const Vec<T> coupling(args.coupling), invariance(args.invariance), grad(args.grad);
-  const Vec<T> diagonal = ColumnMap<T>::statistic(views, kDiagonal + view, column);
-  for (int64_t n = 0; n < views.rows; ++n) {
-    const Vec<T> difference =
-        load_view(views, view, n, column) - load_view(views, 1 - view, n, column);
-    const Vec<T> along =
-        fma(diagonal, Vec<T>::load(x + n * kPanelColumns<T>), invariance * difference);
-    const Vec<T> value = fma(coupling, Vec<T>::load(product + n * stride), along);
-    store_lanes(grad * value, args.grad_z[view] + n * views.columns + column,
-                views.columns - column);
+  Vec<T> diagonal[kStripVecs<T>];
+  for (int64_t i = 0; i < strip.columns; i += Vec<T>::size) {
+    diagonal[i / Vec<T>::size] = ColumnMap<T>::statistic(views, kDiagonal + view, strip.column + i);
   }
+  const auto gradient = [&](int64_t n, int64_t i, int64_t lanes, Vec<T> z) GENSSL_INLINE_LAMBDA {
+    const int64_t at = n * views.columns + strip.column + i;
+    const Vec<T> apart = invariance * (z - load_lanes(views.z[1 - view] + at, lanes));
+    const Vec<T> rest = fma(diagonal[i / Vec<T>::size], strip.along(view, n, i), apart);
+    const Vec<T> value = fma(coupling, Vec<T>::load(strip.product.at(n, i)), rest);
+    store_lanes(grad * value, args.grad_z[view] + at, lanes);
+  };
+  for_each_of_strip(views, view, views.rows, strip.column, strip.columns, gradient);
+}
+
+// What is built of x S in a strip lies in `target` [N, kStripColumns], in panels.
+template <class T>
+StripTarget<const T> gram_product(const GradientArgs<T>& args, int view, const T* x,
+                                  int64_t columns, T* target) {
+  const int64_t rows = args.views.rows, size = rows * kPanelColumns<T>;
+  const bool crossed = args.views.loss == Decorrelation::barlow_twins;
+  for (int64_t i = 0; i < count_panels<T>(columns) * size; i += Vec<T>::size) {
+    Vec<T>(T(0)).store(target + i);
+  }
+  for (int64_t panel = 0; panel < count_panels<T>(columns); ++panel) {
+    accumulate<T>({args.gram[crossed ? 1 - view : view], rows, 1}, rows, rows,
+                  {x + panel * size, size},
+                  smaller(kPanelColumns<T>, columns - panel * kPanelColumns<T>),
+                  target + panel * size, kPanelColumns<T>);
+  }
+  return {target, kPanelColumns<T>, size};
 }
 
 template <class T>
-void gradient_panel(const GradientArgs<T>& args, int64_t panel, T* scratch) {
-  constexpr int64_t width = kPanelColumns<T>;
+void gradient_strip(const GradientArgs<T>& args, int64_t index, T* scratch) {
   const DecorrelationArgs<T>& views = args.views;
-  const int64_t column = panel * width, columns = smaller(width, views.columns - column);
-  const int64_t size = views.rows * width;
-  const bool crossed = views.loss == Decorrelation::barlow_twins;
-  T *x[2] = {scratch, scratch + size}, *work = scratch + 2 * size;
+  const int64_t size = views.rows * kStripColumns;
+  GradientStrip<T> strip;
+  strip.column = index * kStripColumns;
+  strip.columns = columns_of_strip(views, index);
   for (int view = 0; view < 2; ++view) {
-    normalize(views, view, views.rows, column, width, x[view], width, true);
+    strip.x[view] = in_panels(scratch + view * size, views.rows);
+    normalize(views, view, views.rows, strip.column, strip.columns, strip.x[view], true);
   }
   for (int view = 0; view < 2; ++view) {
-    const T* product = args.product[view] + column;
-    int64_t stride = args.stride;
     if (args.gram[0]) {
-      for (int64_t i = 0; i < size; i += Vec<T>::size) Vec<T>(T(0)).store(work + i);
-      accumulate<T>({args.gram[crossed ? 1 - view : view], views.rows, 1}, views.rows, views.rows,
-                    {x[view], size}, columns, work, width);
-      product = work;
-      stride = width;
+      strip.product =
+          gram_product(args, view, strip.x[view].data, strip.columns, scratch + 2 * size);
+    } else {
+      strip.product = {args.product[view] + strip.column, args.stride, kPanelColumns<T>};
     }
-    for (int64_t i = 0; i < columns; i += Vec<T>::size) {
-      if (crossed) {
-        barlow_twins_columns(args, view, column + i, product + i, stride, x[view] + i,
-                             x[1 - view] + i, work + i);
-      } else {
-        vicreg_columns(args, view, column + i, product + i, stride, x[view] + i);
-      }
+    if (views.loss == Decorrelation::barlow_twins) {
+      barlow_twins_strip(args, view, strip);
+    } else {
+      vicreg_strip(args, view, strip);
     }
   }
 }
@@ -279,15 +313,24 @@ template <class T>
 int64_t decorrelation_scratch(int64_t rows) {
   const int64_t gram = (rows + kPanelColumns<T>)*kStripColumns;
   const int64_t tiles = kBlockFeatures * (kBlockFeatures + kChunkRows);
-  const int64_t gradient = 3 * rows * kPanelColumns<T>;
+  const int64_t gradient = 3 * rows * kStripColumns;
   return larger(larger(gram, tiles), gradient);
 }
 
 template <class T>
-void decorrelation_statistics(const DecorrelationArgs<T>& args, int64_t begin, int64_t end) {
-  for (int64_t column = begin * kPanelColumns<T>;
-       column < smaller(end * kPanelColumns<T>, args.columns); column += Vec<T>::size) {
-    column_statistics(args, column);
+void decorrelation_statistics(const DecorrelationArgs<T>& args, int64_t begin, int64_t end,
+                              T* scratch) {
+  for (int64_t strip = begin; strip < end; ++strip) {
+    const int64_t column = strip * kStripColumns, columns = columns_of_strip(args, strip);
+    for (int view = 0; view < 2; ++view) {
+      T* target = scratch + view * args.rows * kStripColumns;
+      for_each_of_strip(args, view, args.rows, column, columns,
+                        [&](int64_t n, int64_t i, int64_t, Vec<T> z)
+                            GENSSL_INLINE_LAMBDA { z.store(target + n * kStripColumns + i); });
+    }
+    for (int64_t i = 0; i < columns; i += Vec<T>::size) {
+      column_statistics(args, scratch + i, column + i);
+    }
   }
 }
 
@@ -303,13 +346,17 @@ void decorrelation_gram_sum(const GramArgs<T>& args, int64_t begin, int64_t end)
 
 template <class T>
 void decorrelation_normalize(const TileArgs<T>& args, int64_t begin, int64_t end) {
-  constexpr int64_t width = kPanelColumns<T>;
-  for (int view = 0; view < 2; ++view) {
-    normalize(args.views, view, args.views.rows, begin * width, (end - begin) * width,
-              args.x[view] + begin * width, args.stride, true);
-    if (!args.product[view]) continue;
-    for (int64_t n = 0; n < args.views.rows; ++n) {
-      clear_lanes(args.product[view] + n * args.stride + begin * width, (end - begin) * width);
+  for (int64_t strip = begin; strip < end; ++strip) {
+    const int64_t column = strip * kStripColumns, columns = columns_of_strip(args.views, strip);
+    const bool last = column + columns == args.views.columns;
+    const int64_t whole = last ? args.stride - column : columns;
+    for (int view = 0; view < 2; ++view) {
+      normalize(args.views, view, args.views.rows, column, columns,
+                row_major(args.x[view] + column, args.stride), true);
+      if (!args.product[view]) continue;
+      for (int64_t n = 0; n < args.views.rows; ++n) {
+        clear_lanes(args.product[view] + n * args.stride + column, whole);
+      }
     }
   }
 }
@@ -325,16 +372,16 @@ void decorrelation_tiles(const TileArgs<T>& args, int64_t round, int64_t begin, 
 
 template <class T>
 void decorrelation_gradient(const GradientArgs<T>& args, int64_t begin, int64_t end, T* scratch) {
-  for (int64_t panel = begin; panel < end; ++panel) gradient_panel(args, panel, scratch);
+  for (int64_t strip = begin; strip < end; ++strip) gradient_strip(args, strip, scratch);
 }
 
-#define GENSSL_INSTANTIATE(T)                                                            \
-  template int64_t decorrelation_scratch<T>(int64_t);                                    \
-  template void decorrelation_statistics(const DecorrelationArgs<T>&, int64_t, int64_t); \
-  template void decorrelation_gram(const GramArgs<T>&, int64_t, int64_t, T*);            \
-  template void decorrelation_gram_sum(const GramArgs<T>&, int64_t, int64_t);            \
-  template void decorrelation_normalize(const TileArgs<T>&, int64_t, int64_t);           \
-  template void decorrelation_tiles(const TileArgs<T>&, int64_t, int64_t, int64_t, T*);  \
+#define GENSSL_INSTANTIATE(T)                                                                \
+  template int64_t decorrelation_scratch<T>(int64_t);                                        \
+  template void decorrelation_statistics(const DecorrelationArgs<T>&, int64_t, int64_t, T*); \
+  template void decorrelation_gram(const GramArgs<T>&, int64_t, int64_t, T*);                \
+  template void decorrelation_gram_sum(const GramArgs<T>&, int64_t, int64_t);                \
+  template void decorrelation_normalize(const TileArgs<T>&, int64_t, int64_t);               \
+  template void decorrelation_tiles(const TileArgs<T>&, int64_t, int64_t, int64_t, T*);      \
   template void decorrelation_gradient(const GradientArgs<T>&, int64_t, int64_t, T*);
 GENSSL_INSTANTIATE(float)
 GENSSL_INSTANTIATE(double)

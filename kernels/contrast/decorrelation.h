@@ -11,13 +11,16 @@
 //   tiles, otherwise    blocks of S, kBlockFeatures squared, each used for both products while it
 //                       is in the cache: 6 N D^2, of which symmetry saves VICReg half of S
 //
+// The diagonal of a Gram matrix is D times the rest: its mean is taken away before x is multiplied,
+// and returned with the other terms of x, since else the sums would be rounded at its size.
+//
 // Stages, each over a partition that does not depend on the threads:
-//   statistics   by panels of columns: mean and centred moments, from blocks of rows
+//   statistics   by strips of columns: mean and centred moments, from blocks of rows
 //   gram         by segments of columns: a strip is normalised, packed and multiplied while it is
 //                in the cache; gram_sum adds the segments and takes the inner products in fp64
 //   normalize, tiles   x once in memory; rounds of pairs of blocks (I, J) with I + J constant, so
 //                that no two pairs of a round write to the same columns: no atomics, no copies
-//   gradient     by panels of columns: x is formed again, multiplied by the Gram matrix (or x S
+//   gradient     by strips of columns: x is formed again, multiplied by the Gram matrix (or x S
 //                read), and diagonal, invariance and batch norm are applied in the cache
 #pragma once
 
@@ -35,12 +38,12 @@ enum Statistic {
   kScale = 2,
   kOffset = 4,
   kDiagonal = 6,     // what the gradient takes of x: the other view's (Barlow Twins) or its own
-  kMoment = 8,       // S_ii / N (Barlow Twins: the first row), S_ii / (N - 1) of each view (VICReg)
+  kMoment = 8,       // S_ii / N (Barlow Twins, twice), S_ii / (N - 1) of each view (VICReg)
   kDifference = 10,  // sum of (z1 - z2)^2 (VICReg)
   kStatistics = 11,
 };
 
-constexpr int64_t kStripColumns = 128;   // of a strip that gram normalises
+constexpr int64_t kStripColumns = 128;   // of a strip, the piece of x that stays in the cache
 constexpr int64_t kGroupRows = 512;      // of a Gram matrix that one unit computes
 constexpr int64_t kBlockFeatures = 128;  // of a block of S
 constexpr int64_t kChunkRows = 256;      // of x that a block of S is summed over at a time
@@ -63,6 +66,7 @@ struct GramArgs {
   T* partial;        // [segments, 2, N, stride]
   int64_t stride;    // N padded to whole panels
   T* gram;           // [2, N, N]
+  T shift[2];        // taken from their diagonals
   double* products;  // a partial inner product for each panel of columns of the Gram matrices
 };
 
@@ -82,7 +86,8 @@ struct GradientArgs {
   const T* product[2];  // [N, stride] without a Gram matrix
   int64_t stride;
   T grad, coupling, invariance;  // of the loss; factors of x S and of z1 - z2
-  T* grad_z[2];                  // [N, D]
+  T shift;       // coupling times eps times the shift of a Gram matrix (Barlow Twins)
+  T* grad_z[2];  // [N, D]
 };
 
 // Pairs of blocks (I, J) of a round.
@@ -98,22 +103,22 @@ inline int64_t tile_units(Decorrelation loss, int64_t blocks) {
 GENSSL_DECLARE_KERNEL(int64_t, decorrelation_panel_columns, (int64_t element_size))
 // Elements of scratch memory of one thread, enough for any stage.
 GENSSL_DECLARE_KERNEL(template <class T> int64_t, decorrelation_scratch, (int64_t rows))
-// Panels [begin, end) of columns.
+// Strips [begin, end) of columns.
 GENSSL_DECLARE_KERNEL(template <class T> void, decorrelation_statistics,
-                      (const DecorrelationArgs<T>& args, int64_t begin, int64_t end))
+                      (const DecorrelationArgs<T>& args, int64_t begin, int64_t end, T* scratch))
 // Units [begin, end) of segments * groups.
 GENSSL_DECLARE_KERNEL(template <class T> void, decorrelation_gram,
                       (const GramArgs<T>& args, int64_t begin, int64_t end, T* scratch))
 // Panels [begin, end) of columns of the Gram matrices.
 GENSSL_DECLARE_KERNEL(template <class T> void, decorrelation_gram_sum,
                       (const GramArgs<T>& args, int64_t begin, int64_t end))
-// Panels [begin, end) of columns.
+// Strips [begin, end) of columns.
 GENSSL_DECLARE_KERNEL(template <class T> void, decorrelation_normalize,
                       (const TileArgs<T>& args, int64_t begin, int64_t end))
 // Units [begin, end) of a round.
 GENSSL_DECLARE_KERNEL(template <class T> void, decorrelation_tiles,
                       (const TileArgs<T>& args, int64_t round, int64_t begin, int64_t end,
                        T* scratch))
-// Panels [begin, end) of columns.
+// Strips [begin, end) of columns.
 GENSSL_DECLARE_KERNEL(template <class T> void, decorrelation_gradient,
                       (const GradientArgs<T>& args, int64_t begin, int64_t end, T* scratch))

@@ -13,6 +13,7 @@ template <class T>
 struct ColumnMap {
   Vec<T> mean, scale, offset;
 
+  GENSSL_INLINE ColumnMap() = default;
   GENSSL_INLINE ColumnMap(const DecorrelationArgs<T>& args, int view, int64_t column)
       : mean(statistic(args, kMean + view, column)),
         scale(statistic(args, kScale + view, column)),
@@ -25,25 +26,62 @@ struct ColumnMap {
   GENSSL_INLINE Vec<T> operator()(Vec<T> z) const { return fma(z - mean, scale, offset); }
 };
 
-// One register of a row of z; lanes past the last column are 0.
+// Where the columns of a strip go, panel by panel: of a row-major target a panel follows another.
 template <class T>
-GENSSL_INLINE Vec<T> load_view(const DecorrelationArgs<T>& args, int view, int64_t row,
-                               int64_t column) {
-  const int64_t left = args.columns - column;
-  return left > 0 ? load_lanes(args.z[view] + row * args.columns + column, left) : Vec<T>(T(0));
+struct StripTarget {
+  T* data;
+  int64_t stride, step;  // from a row to the next, from a panel to the next
+
+  GENSSL_INLINE T* at(int64_t row, int64_t column) const {
+    constexpr int64_t width = kPanelVecs * kVecBytes / sizeof(T);  // T may be const
+    return data + row * stride + column / width * step + column % width;
+  }
+};
+template <class T>
+GENSSL_INLINE StripTarget<T> row_major(T* data, int64_t stride) {
+  return {data, stride, kPanelColumns<T>};
+}
+template <class T>
+GENSSL_INLINE StripTarget<T> in_panels(T* data, int64_t rows) {
+  return {data, kPanelColumns<T>, rows * kPanelColumns<T>};
 }
 
-// target[rows, columns] = x of a view, from row 0 on; stores whole registers where `padded`.
+// Strips of kStripColumns columns; the last may be narrower.
 template <class T>
-inline void normalize(const DecorrelationArgs<T>& args, int view, int64_t rows, int64_t column,
-                      int64_t columns, T* target, int64_t stride, bool padded) {
-  for (int64_t i = 0; i < columns; i += Vec<T>::size) {
-    const ColumnMap<T> map(args, view, column + i);
-    const int64_t left = padded ? Vec<T>::size : columns - i;
-    for (int64_t n = 0; n < rows; ++n) {
-      store_lanes(map(load_view(args, view, n, column + i)), target + n * stride + i, left);
+GENSSL_INLINE int64_t columns_of_strip(const DecorrelationArgs<T>& args, int64_t strip) {
+  return smaller(kStripColumns, args.columns - strip * kStripColumns);
+}
+
+template <class T>
+constexpr int kStripVecs = kStripColumns / Vec<T>::size;
+
+// Calls element(row, i, lanes, z) for every register of rows [0, rows) of a strip, row by row, so
+// that memory is read in long pieces.
+template <class T, class Element>
+GENSSL_INLINE void for_each_of_strip(const DecorrelationArgs<T>& args, int view, int64_t rows,
+                                     int64_t column, int64_t columns, const Element& element) {
+  for (int64_t n = 0; n < rows; ++n) {
+    const T* z = args.z[view] + n * args.columns + column;
+    for (int64_t i = 0; i < columns; i += Vec<T>::size) {
+      element(n, i, columns - i, load_lanes(z + i, columns - i));
     }
   }
+}
+
+// x of a view in rows [0, rows) of a strip. Whole registers are stored where `padded`: 0 past the
+// columns.
+template <class T>
+inline void normalize(const DecorrelationArgs<T>& args, int view, int64_t rows, int64_t column,
+                      int64_t columns, const StripTarget<T>& target, bool padded) {
+  ColumnMap<T> maps[kStripVecs<T>];
+  for (int64_t i = 0; i < columns; i += Vec<T>::size) {
+    maps[i / Vec<T>::size] = ColumnMap<T>(args, view, column + i);
+  }
+  for_each_of_strip(args, view, rows, column, columns,
+                    [&](int64_t n, int64_t i, int64_t lanes, Vec<T> z) GENSSL_INLINE_LAMBDA {
+                      store_lanes(maps[i / Vec<T>::size](z), target.at(n, i),
+                                  padded ? Vec<T>::size : lanes);
+                    });
 }
 
 // Sums over the rows: term(row, sums) adds to `COUNT` sums, which join the others block by block.
@@ -59,12 +97,14 @@ GENSSL_INLINE void sum_rows(int64_t rows, Vec<T> (&total)[COUNT], const Term& te
   }
 }
 
-// Statistics of one register of columns: means first, then moments about them.
+// Statistics of one register of columns of a strip [2, N, kStripColumns]: means first, then moments
+// about them.
 template <class T>
-inline void column_statistics(const DecorrelationArgs<T>& args, int64_t column) {
+inline void column_statistics(const DecorrelationArgs<T>& args, const T* strip, int64_t column) {
   const Vec<T> rows(T(args.rows)), one(T(1)), zero(T(0)), eps(T(args.eps));
-  const auto load = [&](int view, int64_t n)
-                        GENSSL_INLINE_LAMBDA { return load_view(args, view, n, column); };
+  const auto load = [&](int view, int64_t n) GENSSL_INLINE_LAMBDA {
+    return Vec<T>::load(strip + (view * args.rows + n) * kStripColumns);
+  };
   const auto store = [&](int row, Vec<T> value) GENSSL_INLINE_LAMBDA {
     store_lanes(value, args.statistic(row) + column, args.columns - column);
   };
@@ -98,7 +138,9 @@ inline void column_statistics(const DecorrelationArgs<T>& args, int64_t column) 
   }
   if (standardize) {
     const Vec<T> cross = moment[4] - moment[0] / rows * moment[1];
-    store(kMoment, cross / rows * scale[0] * scale[1]);
+    for (int view = 0; view < 2; ++view) {
+      store(kMoment + view, cross / rows * scale[0] * scale[1]);
+    }
   }
   store(kDifference, moment[5]);
 }

@@ -50,7 +50,7 @@ def barlow_twins(z1, z2, weight, scale, eps, gram, keep):
         diagonal = diagonal - coupling * n * moment
     else:
         squares, products = _product_off_diagonal(a, b, keep)
-    statistics[MOMENT] = moment
+    statistics[MOMENT : MOMENT + 2] = moment
     statistics[DIAGONAL : DIAGONAL + 2] = diagonal
     loss = scale * _total((1 - moment).square()) + coupling / 2 * squares
     return loss.to(a.dtype), _kept(products, keep), statistics
@@ -68,7 +68,7 @@ def vicreg(z1, z2, invariance, variance, covariance, gamma, eps, gram, keep):
         x = _normalized(z, statistics, view)
         moment = x.square().sum(0) / (n - 1)
         std = torch.sqrt(moment + eps)
-        diagonal = -variance / (d * (n - 1)) * (std < gamma) / std
+        diagonal = -variance / (d * (n - 1)) * (std < gamma).to(std.dtype) / std
         if gram:
             product = x @ x.T
             squares = _total(product.square()) - _total(((n - 1) * moment).square())
@@ -78,7 +78,7 @@ def vicreg(z1, z2, invariance, variance, covariance, gamma, eps, gram, keep):
         products.append(product)
         statistics[MOMENT + view], statistics[DIAGONAL + view] = moment, diagonal
         loss = loss + variance / d * _total(torch.relu(gamma - std)) + coupling / 4 * squares
-    return loss.to(std.dtype), _kept(torch.stack(products) if keep else None, keep), statistics
+    return loss.to(std.dtype), _kept(torch.stack(products), keep), statistics
 
 
 def barlow_twins_backward(grad, z1, z2, products, statistics, weight, scale, eps, gram):
