@@ -15,7 +15,7 @@ from genssl_fast import reference
 from genssl_fast._library import INSTRUCTION_SETS, implementations, instruction_set
 from genssl_fast.ops.decorrelation import FORMS
 from genssl_fast.reference.contrast import decorrelation_products
-from tests.battery import Battery, Case, assert_close_enough, gradients, make_inputs, to_fp64
+from tests.battery import Battery, Case, assert_close_enough, gradients, to_fp64
 
 LOSSES = ("barlow_twins", "vicreg")
 BARLOW_TWINS, VICREG = (0.0051, 1.0, 1e-5), (25.0, 12.5, 1.0, 1.0, 1e-4)
