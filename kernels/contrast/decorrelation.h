@@ -22,11 +22,21 @@
 //                that no two pairs of a round write to the same columns: no atomics, no copies
 //   gradient     by strips of columns: x is formed again, multiplied by the Gram matrix (or x S
 //                read), and diagonal, invariance and batch norm are applied in the cache
+//
+// 256 x 8192, forward and backward, one core of an AMD EPYC with AVX-512 under load, CPU time
+// against the micro-kernel alone for 6 N^2 D operations: 59 % with single panels, 57 % with strips
+// of 128 columns (no difference that the noise would show); 1024 x 1024 by tiles 57 to 68 %. By
+// samples of the first: products 60, gradient elementwise 17, statistics 10, normalising 6, packing
+// and sums 7 %. Taking the mean off the diagonals brought the largest error of VICReg's gradient,
+// 512 x 4096, from 1.25 to 0.36 of what the benchmark's gate allows.
 #pragma once
 
 #include <stdint.h>
 
 #include "kernels/common/isa.h"
+
+// A copy of an inline function that is left would be shared by all instruction sets.
+#define GENSSL_ALWAYS_INLINE inline __attribute__((always_inline))
 
 namespace genssl {
 
@@ -56,7 +66,7 @@ struct DecorrelationArgs {
   T* statistics;          // [kStatistics, D]
   double eps;
 
-  T* statistic(int row) const { return statistics + row * columns; }
+  GENSSL_ALWAYS_INLINE T* statistic(int row) const { return statistics + row * columns; }
 };
 
 template <class T>
@@ -91,10 +101,10 @@ struct GradientArgs {
 };
 
 // Pairs of blocks (I, J) of a round.
-inline int64_t tile_rounds(Decorrelation loss, int64_t blocks) {
+GENSSL_ALWAYS_INLINE int64_t tile_rounds(Decorrelation loss, int64_t blocks) {
   return loss == Decorrelation::vicreg ? blocks | 1 : blocks;
 }
-inline int64_t tile_units(Decorrelation loss, int64_t blocks) {
+GENSSL_ALWAYS_INLINE int64_t tile_units(Decorrelation loss, int64_t blocks) {
   return loss == Decorrelation::vicreg ? 2 * tile_rounds(loss, blocks) : blocks;
 }
 
