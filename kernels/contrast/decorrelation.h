@@ -26,8 +26,8 @@
 // 256 x 8192, forward and backward, one core of an AMD EPYC with AVX-512 under load, CPU time
 // against the micro-kernel alone for 6 N^2 D operations: 59 % with single panels, 57 % with strips
 // of 128 columns (no difference that the noise would show); 1024 x 1024 by tiles 57 to 68 %. By
-// samples of the first: products 60, gradient elementwise 17, statistics 10, normalising 6, packing
-// and sums 7 %. Taking the mean off the diagonals brought the largest error of VICReg's gradient,
+// samples of the first: products 61, gradient elementwise 17, statistics 10, normalising 6, packing
+// and sums 5 %. Taking the mean off the diagonals brought the largest error of VICReg's gradient,
 // 512 x 4096, from 1.25 to 0.36 of what the benchmark's gate allows.
 #pragma once
 
