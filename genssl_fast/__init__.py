@@ -8,6 +8,7 @@ from genssl_fast.ops.actnorm import actnorm
 from genssl_fast.ops.affine_coupling import affine_coupling, affine_parameters
 from genssl_fast.ops.coefficient_table import CoefficientTable
 from genssl_fast.ops.contrastive import clip_loss, info_nce, moco_loss, nt_xent, siglip_loss, sup_con
+from genssl_fast.ops.decorrelation import barlow_twins, vicreg
 from genssl_fast.ops.film_mlp_plan import FilmMLPPlan
 from genssl_fast.ops.film_mlp_sample import film_mlp_sample
 from genssl_fast.ops.flow_layers import (
@@ -63,6 +64,7 @@ __all__ = [
     "actnorm",
     "affine_coupling",
     "affine_parameters",
+    "barlow_twins",
     "clip_loss",
     "code_sums",
     "diffusion",
@@ -100,4 +102,5 @@ __all__ = [
     "step_counter",
     "sup_con",
     "time_embedding",
+    "vicreg",
 ]

@@ -1,9 +1,9 @@
 """Contrastive and self-supervised losses."""
 
 from bench.case import Family
-from bench.contrast import assignment
+from bench.contrast import assignment, decorrelation
 
-MODULES = (assignment,)
+MODULES = (assignment, decorrelation)
 
 cases = Family("contrast")
 for module in MODULES:
