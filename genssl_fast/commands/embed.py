@@ -14,11 +14,11 @@ from torch import Tensor
 
 from genssl_fast._checks import check
 from genssl_fast._files import replacing
-from genssl_fast.pictures import save_embedding
 from genssl_fast.commands.arguments import add_device, add_threads, output_path, positive_int
 from genssl_fast.commands.collapse import collapse_warnings
 from genssl_fast.commands.device import use_device
 from genssl_fast.data import BUNDLED, Dataset, load_dataset
+from genssl_fast.pictures import save_embedding
 from genssl_fast.progress import ProgressReport
 from genssl_fast.ssl import check_collapse, knn_probe, linear_probe
 from genssl_fast.ssl_model import SSLModel

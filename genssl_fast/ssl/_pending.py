@@ -2,24 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-
-
-def barlow_twins(z1, z2, *, weight=5e-3):
-    first, second = (F.batch_norm(z, None, None, training=True) for z in (z1, z2))
-    c = first.T @ second / len(z1)
-    on = (1 - c.diagonal()).square().sum()
-    return on + weight * (c.square().sum() - c.diagonal().square().sum())
-
-
-def vicreg(z1, z2):
-    loss = 25 * F.mse_loss(z1, z2)
-    for z in (z1, z2):
-        z = z - z.mean(0)
-        loss = loss + 25 * F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() / 2
-        c = z.T @ z / (len(z) - 1)
-        loss = loss + (c.square().sum() - c.diagonal().square().sum()) / z.shape[1]
-    return loss
 
 
 def sinkhorn(logits, *, epsilon=0.05, iterations=3):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genssl_fast.ssl._pending import barlow_twins
+from genssl_fast.ops.decorrelation import barlow_twins
 from genssl_fast.ssl.heads import MLPHead
 from genssl_fast.ssl.method import Method, check_views
 

@@ -117,6 +117,36 @@ def embeddings_of(model, views):
     return model.projector(model.backbone(torch.cat(views))).chunk(2)
 
 
+def test_simclr_finds_the_other_view_among_all():
+    model, views = small_model("simclr"), views_of(16)
+    loss = model.training_step(views)
+    z = F.normalize(torch.cat(embeddings_of(model, views)), dim=1)
+    logits = (z @ z.T / model.temperature).fill_diagonal_(-math.inf)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, torch.arange(32).roll(16)))
+
+
+def test_barlow_twins_makes_the_correlations_of_views_the_identity():
+    model, views = small_model("barlow_twins", weight=0.01), views_of(16)
+    loss = model.training_step(views)
+    first, second = (
+        (z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in embeddings_of(model, views)
+    )
+    off = (first.T @ second / 16 - torch.eye(32)).square()
+    torch.testing.assert_close(loss, off.trace() + 0.01 * (off.sum() - off.trace()), rtol=1e-4, atol=1e-4)
+
+
+def test_vicreg_adds_invariance_variance_and_covariance():
+    model, views = small_model("vicreg"), views_of(16)
+    loss = model.training_step(views)
+    pair = embeddings_of(model, views)
+    expected = 25 * F.mse_loss(*pair)
+    for z in pair:
+        covariance = torch.cov(z.T)
+        expected = expected + 25 * F.relu(1 - (covariance.diagonal() + 1e-4).sqrt()).mean() / 2
+        expected = expected + (covariance.square().sum() - covariance.diagonal().square().sum()) / 32
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_byol_is_two_minus_two_cosines_both_ways():
     model, views = small_model("byol"), views_of(16)
     loss = model.training_step(views)
