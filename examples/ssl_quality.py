@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from genssl_fast.pictures import save_embedding
 from genssl_fast._memory import keep_freed_memory
 from genssl_fast.data import Dataset, load_nuisance_digits
+from genssl_fast.pictures import save_embedding
 from genssl_fast.progress import ProgressReport
 from genssl_fast.ssl import METHODS, check_collapse, knn_probe, linear_probe, load_recipe
 from genssl_fast.ssl_model import SSLModel, SSLModelConfig
