@@ -41,7 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"method: expected some of {', '.join(METHODS)}, got {' '.join(chosen)}")
     training, test = load_nuisance_digits()
     pixels = _probed(training.samples.flatten(1), training, test.samples.flatten(1), test)
-    print(f"{'pixels':14}         neighbours {pixels.neighbours:6.1%}  linear {pixels.linear:6.1%}")
+    untrained = quality(train("simclr", 0, learning_rate=1e-12, steps=1))
+    for what, found in (("pixels", pixels), ("untrained", untrained)):
+        print(f"{what:14}         neighbours {found.neighbours:6.1%}  linear {found.linear:6.1%}")
     changes = {} if options.steps is None else {"steps": options.steps}
     for name in chosen:
         for seed in options.seeds:

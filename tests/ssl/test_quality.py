@@ -22,16 +22,16 @@ def ssl_quality():
     return module
 
 
-def test_a_little_training_beats_pixels(ssl_quality):
-    """A linear classifier of pixels gets 17.5 %, of random features 24 %."""
-    model = ssl_quality.train("simclr", 0, steps=30, batch=64)
-    assert ssl_quality.quality(model).linear > 0.35
+def test_a_little_training_beats_none(ssl_quality):
+    """A linear classifier of pixels gets 17.5 %, of an untrained backbone's features 32 %."""
+    model = ssl_quality.train("vicreg", 0, steps=120, batch=64)
+    assert ssl_quality.quality(model).linear > 0.42
 
 
 def test_the_example_says_what_it_takes_and_draws(ssl_quality, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(ssl_quality, "PICTURE", tmp_path / "{}.png")
     ssl_quality.main(["vicreg", "--steps", "1"])
-    assert capsys.readouterr().out.count("linear") == 2
+    assert capsys.readouterr().out.count("linear") == 3
     assert Image.open(tmp_path / "vicreg.png").size[0] > 500
     with pytest.raises(SystemExit):
         ssl_quality.main(["simcse"])
