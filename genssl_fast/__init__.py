@@ -7,6 +7,7 @@ from genssl_fast.accelerate import AccelerationReport, accelerate
 from genssl_fast.ops.actnorm import actnorm
 from genssl_fast.ops.affine_coupling import affine_coupling, affine_parameters
 from genssl_fast.ops.coefficient_table import CoefficientTable
+from genssl_fast.ops.ema import ema_update
 from genssl_fast.ops.film_mlp_plan import FilmMLPPlan
 from genssl_fast.ops.film_mlp_sample import film_mlp_sample
 from genssl_fast.ops.flow_layers import (
@@ -30,6 +31,8 @@ from genssl_fast.ops.planar import planar, radial
 from genssl_fast.ops.random import random_normal, random_rademacher, random_uniform
 from genssl_fast.ops.rational_quadratic_spline import rational_quadratic_spline
 from genssl_fast.ops.score import FilmMLPWeights, film_mlp, time_embedding
+from genssl_fast.ops.sinkhorn import sinkhorn
+from genssl_fast.ops.soft_cross_entropy import dino_loss, soft_cross_entropy, update_center
 from genssl_fast.ops.transforms import AffineTransform, SplineTransform
 
 __all__ = [
@@ -57,6 +60,8 @@ __all__ = [
     "affine_coupling",
     "affine_parameters",
     "diffusion",
+    "dino_loss",
+    "ema_update",
     "film_mlp",
     "film_mlp_sample",
     "flows",
@@ -79,7 +84,10 @@ __all__ = [
     "rational_quadratic_spline",
     "reference",
     "sampler_step",
+    "sinkhorn",
+    "soft_cross_entropy",
     "squeeze2d",
     "step_counter",
     "time_embedding",
+    "update_center",
 ]
