@@ -1,8 +1,9 @@
 """Contrastive and self-supervised losses."""
 
 from bench.case import Family
+from bench.contrast import transport
 
-MODULES = ()
+MODULES = (transport,)
 
 cases = Family("contrast")
 for module in MODULES:

@@ -68,8 +68,8 @@ def sinkhorn(
     Codes are targets: like SwAV's, they have no derivatives, and logits that require some are detached.
 
     Arguments:
-        logits: similarities of samples and prototypes [B, K], fp32, fp64, bf16 or fp16; codes of 16-bit logits
-            are computed in fp32 and rounded to 16 bits. A row may have entries of -inf.
+        logits: similarities of samples and prototypes [B, K], fp32, fp64, bf16 or fp16; codes of 16-bit
+            logits are computed in fp32 and rounded to 16 bits. An entry of -inf has the code 0.
         epsilon: weight of the entropy, positive.
         iterations: at least 1.
         group: a group of ``torch.distributed`` whose processes each hold some of the samples, any number of
@@ -90,8 +90,8 @@ def sinkhorn(
     Example:
         >>> logits = torch.tensor([[9.0, 8.0], [9.0, 2.0]])
         >>> genssl_fast.sinkhorn(logits, epsilon=0.5, iterations=10).round(decimals=2)
-        tensor([[0., 1.],
-                [1., 0.]])
+        tensor([[0.0500, 0.9500],
+                [1.0000, 0.0000]])
     """
     check_dtype("logits", logits)
     check(logits.ndim == 2, "logits", "shape [B, K]", list(logits.shape))

@@ -84,7 +84,7 @@ def test_raw_operation():
 
 ERRORS = {
     "number": (([torch.zeros(2)], [], 0.9), ValueError, "parameters: expected 1, like averages, got 0"),
-    "decay": (([torch.zeros(2)], [torch.zeros(2)], 1.5), ValueError, "decay: expected a number in .* got 1.5"),
+    "decay": (([torch.zeros(2)], [torch.zeros(2)], 2.0), ValueError, "decay: expected a number in .* 2.0"),
     "half average": (
         ([torch.zeros(2).half()], [torch.zeros(2).half()], 0.9),
         TypeError,

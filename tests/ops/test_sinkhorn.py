@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 import genssl_fast
 from bench.peers import import_past_init
@@ -197,38 +195,3 @@ def test_lightly(epsilon, iterations):
     expected = theirs(logits, iterations=iterations, epsilon=epsilon)
     found = genssl_fast.sinkhorn(logits, epsilon=epsilon, iterations=iterations)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
-
-
-# Many processes
-
-SHARDS = {1: [9], 2: [5, 4], 4: [3, 0, 5, 1]}
-
-
-def codes_of_shard(rank, shards, folder):
-    store = dist.FileStore(f"{folder}/store", len(shards))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=len(shards))
-    shard = draw(9, 7, 3.0).split(shards)[rank]
-    codes = genssl_fast.sinkhorn(shard, epsilon=0.04, group=dist.group.WORLD)
-    message = ""
-    if len(shards) > 1:
-        try:
-            genssl_fast.sinkhorn(torch.zeros(2, 3 + rank), group=dist.group.WORLD)
-        except ValueError as error:
-            message = str(error)
-    torch.save((codes, message), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("processes", SHARDS)
-def test_processes_equal_one(processes, tmp_path):
-    shards = SHARDS[processes]
-    if processes == 1:
-        codes_of_shard(0, shards, tmp_path)
-    else:
-        multiprocessing.spawn(codes_of_shard, (shards, tmp_path), nprocs=processes)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(processes)]
-    expected = genssl_fast.sinkhorn(draw(9, 7, 3.0), epsilon=0.04)
-    torch.testing.assert_close(torch.cat([codes for codes, _ in found]), expected, rtol=1e-6, atol=1e-7)
-    for rank, (_, message) in enumerate(found):
-        if processes > 1:
-            assert f"got from 3 to {2 + processes}, {3 + rank} in this one" in message
