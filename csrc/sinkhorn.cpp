@@ -59,8 +59,9 @@ class Sinkhorn {
     return sums;
   }
 
-  // offset -= log2 sums, in place.
-  void lower(Tensor& offset, const Tensor& sums) {
+  // offset -= log2 (sums / mean_sum), in place.
+  void lower(Tensor& offset, const Tensor& sums, double mean_sum) {
+    args_.mean_sum = mean_sum;
     args_.offset = offset.mutable_data_ptr();
     args_.sums = const_cast<void*>(sums.const_data_ptr());
     for_columns(GENSSL_DISPATCH(sinkhorn_offsets));
@@ -136,8 +137,11 @@ Tensor sinkhorn(Tensor logits, double epsilon, int64_t iterations) {
   Sinkhorn passes(logits, epsilon);
   auto [maximum, sums] = passes.maxima();
   Tensor offset = passes.zeros();
-  passes.lower(offset, sums);
-  for (int64_t i = 1; i < iterations; ++i) passes.lower(offset, passes.sums(maximum, offset));
+  passes.lower(offset, sums, 1);
+  const double mean_sum = static_cast<double>(logits.size(0)) / logits.size(1);
+  for (int64_t i = 1; i < iterations; ++i) {
+    passes.lower(offset, passes.sums(maximum, offset), mean_sum);
+  }
   return passes.codes(maximum, offset);
 }
 

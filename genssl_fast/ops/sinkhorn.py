@@ -116,7 +116,7 @@ def _sinkhorn_of_group(logits: Tensor, epsilon: float, iterations: int, group) -
     for _ in range(1, iterations):
         sums = raw_sinkhorn_sums(logits, maximum, offset, epsilon)
         dist.all_reduce(sums, group=group)
-        offset = offset - torch.log2(sums)
+        offset = offset - torch.log2(sums / sums.mean())  # the mean cancels, and keeps them from drifting
     return raw_sinkhorn_codes(logits, maximum, offset, epsilon)
 
 

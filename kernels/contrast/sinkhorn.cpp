@@ -12,7 +12,8 @@ constexpr int kMaximaGroup = 8, kGroup = kSinkhornScratchRows;
 // Columns whose powers are added in fp32 before the sum goes on in fp64.
 constexpr int64_t kTile = 1024;
 
-// Powers that vanish are below 2^-149, or 2^-1074: a sum of at least this has lost nothing.
+// Powers that vanish are below 2^-149, or 2^-1074: a sum of at least kLeastSum has lost nothing,
+// and one of at most its inverse none that overflowed.
 template <class T>
 constexpr double kLeastSum = sizeof(T) == 4 ? 0x1p-80 : 0x1p-900;
 
@@ -113,9 +114,9 @@ void merge_sums(const SinkhornArgs& args, int64_t begin, int64_t end) {
 
 template <class T>
 void lower_offsets(const SinkhornArgs& args, int64_t begin, int64_t end) {
-  const Vec<T> log2_of_e(T(1.4426950408889634));
+  const Vec<T> log2_of_e(T(1.4426950408889634)), inverse(T(1 / args.mean_sum));
   for_each_register<T>(begin, end, [&](auto lanes) GENSSL_INLINE_LAMBDA {
-    const Vec<T> logarithm = log(lanes.read(args.sums)) * log2_of_e;
+    const Vec<T> logarithm = log(lanes.read(args.sums) * inverse) * log2_of_e;
     lanes.write(args.offset, lanes.read(args.offset) - logarithm);
   });
 }
@@ -136,7 +137,7 @@ struct Rows {
     double totals[count];
     raise<count, false>(logits, powers, T(0), totals);
     for (int i = 0; i < count; ++i) {
-      if (!(totals[i] >= kLeastSum<T>)) {
+      if (!(totals[i] >= kLeastSum<T> && totals[i] <= 1 / kLeastSum<T>)) {
         const int64_t offset = i * args.columns;
         const T shift = largest_exponent(logits + offset);
         raise<1, true>(logits + offset, powers + offset, shift, totals + i);

@@ -263,5 +263,6 @@ def sinkhorn(logits, epsilon, iterations):
         maximum, sums = passes.maxima()
         offset = -torch.log2(sums)
         for _ in range(1, iterations):
-            offset -= torch.log2(passes.sums(maximum, offset))
+            sums = passes.sums(maximum, offset)
+            offset -= torch.log2(sums / sums.mean())
         return passes.codes(maximum, offset)

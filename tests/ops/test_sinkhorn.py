@@ -180,6 +180,12 @@ def test_enough_iterations_use_prototypes_equally():
     torch.testing.assert_close(codes.sum(0), torch.full((12,), 5.0), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(2, 5000), (5000, 2)])
+def test_many_iterations_do_not_drift(shape):
+    """Columns sum to B / K: without it potentials grow by its logarithm every time, and overflow."""
+    assert_equals_fp64(draw(*shape), 0.05, iterations=40)
+
+
 def test_codes_are_targets():
     logits = draw(4, 3).requires_grad_()
     assert not genssl_fast.sinkhorn(logits).requires_grad
