@@ -280,7 +280,8 @@ def _temperature(name: str, temperature, logits: Tensor, dtype: torch.dtype) -> 
         check(temperature.numel() == 1, name, "one element", list(temperature.shape))
         check(temperature.device == logits.device, name, f"a tensor on {logits.device}", temperature.device)
         if values_are_checked(temperature):
-            check(float(temperature) > 0, name, "a positive number", float(temperature))
+            value = temperature.detach().item()
+            check(value > 0, name, "a positive number", value)
         return temperature.reshape(()).to(dtype)
     check(temperature > 0, name, "a positive number", temperature)
     return torch.full((), temperature, dtype=dtype, device=logits.device)

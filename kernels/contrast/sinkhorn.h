@@ -54,7 +54,9 @@ struct SinkhornArgs {
   bool streaming;      // codes bypass the caches
 };
 
-inline int64_t sinkhorn_blocks(int64_t rows) { return (rows + kSinkhornRows - 1) / kSinkhornRows; }
+static inline int64_t sinkhorn_blocks(int64_t rows) {
+  return (rows + kSinkhornRows - 1) / kSinkhornRows;
+}
 
 }  // namespace genssl
 

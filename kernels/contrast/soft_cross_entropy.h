@@ -50,10 +50,10 @@ struct SoftCrossEntropyBackwardArgs {
 };
 
 // Of one thread: numbers for the chunk, and fp64 for what is known of the rows of a sample.
-inline int64_t soft_chunk_numbers(const SoftCrossEntropyArgs& args) {
+static inline int64_t soft_chunk_numbers(const SoftCrossEntropyArgs& args) {
   return 2 * args.teachers * kSoftChunk;
 }
-inline int64_t soft_row_numbers(const SoftCrossEntropyArgs& args) {
+static inline int64_t soft_row_numbers(const SoftCrossEntropyArgs& args) {
   return 4 * (args.students + args.teachers) + 2 * args.students * args.teachers;
 }
 
