@@ -13,8 +13,8 @@ namespace {
 // Codes and logits that together exceed this do not fit into the last cache; then stores that
 // bypass it pay.
 constexpr int64_t kCacheBytes = int64_t{32} << 20;
-// Elements and columns that are worth a thread.
-constexpr int64_t kGrain = 16384, kColumnGrain = 1024;
+// Elements and columns that are worth a thread: a busy machine makes threads wait for each other.
+constexpr int64_t kGrain = 16384, kColumnGrain = 8192;
 constexpr double kLog2OfE = 1.4426950408889634;
 
 ScalarType number_type(const Tensor& logits) {
