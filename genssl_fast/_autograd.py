@@ -11,7 +11,8 @@ drops the ``jvp`` of an ``autograd.Function``. So each public function takes one
 Rules name the arguments of the schema::
 
     def backward(inputs, outputs, grads):   # -> {"x": gradient, ...}, absent means None
-    def jvp(inputs, outputs, tangents):     # -> one tangent per output; an absent tangent is None
+    def jvp(inputs, outputs, tangents):     # -> one tangent per output; an absent tangent is None,
+                                            #    and so is that of an output of integers
 
 Both are written in differentiable PyTorch, so second derivatives and forward-over-reverse follow.
 """
@@ -33,7 +34,9 @@ __all__ = ["differentiable", "forbid_derivatives", "rules_by_autograd"]
 REENTRANT = torch.__version__ >= (2, 12)
 
 
-def differentiable(op, *, backward: Callable, jvp: Callable, save_outputs: bool = False) -> Callable:
+def differentiable(
+    op, *, backward: Callable, jvp: Callable, save_outputs: bool = False, materialize_grads: bool = True
+) -> Callable:
     """The function that users call: ``op`` with its derivatives on every path.
 
     Arguments:
@@ -41,8 +44,9 @@ def differentiable(op, *, backward: Callable, jvp: Callable, save_outputs: bool 
         backward: rule for gradients.
         jvp: rule for tangents.
         save_outputs: whether the rules read the outputs.
+        materialize_grads: whether an output without a gradient gives the rule zeros, or else None.
     """
-    rules = _Rules(op, backward, jvp, save_outputs)
+    rules = _Rules(op, backward, jvp, save_outputs, materialize_grads)
     transform, record = _transform_function(op, rules), _recorder(op, rules)
     _register_autograd(op, rules, transform, record)
     _register_vmap(op)
@@ -147,11 +151,11 @@ def _below_autograd(op, keyset, args):
 class _Rules:
     """The two rules of an operation, with arguments by name."""
 
-    def __init__(self, op, backward, jvp, save_outputs):
+    def __init__(self, op, backward, jvp, save_outputs, materialize_grads):
         self.names = [argument.name for argument in op._schema.arguments]
         self.Arguments = namedtuple("Arguments", self.names)  # Dynamo traces it, unlike SimpleNamespace
         self.backward, self.jvp = without_autocast(backward), without_autocast(jvp)
-        self.save_outputs = save_outputs
+        self.save_outputs, self.materialize_grads = save_outputs, materialize_grads
         self.has_lists = any("List" in str(argument.type) for argument in op._schema.arguments)
 
     def named(self, values):
@@ -166,6 +170,7 @@ class _Rules:
 
     def save(self, ctx, args, output, forward: bool = False) -> None:
         """Keeps tensors through PyTorch's own saving, and the rest beside it."""
+        ctx.set_materialize_grads(self.materialize_grads)
         outputs = _as_tuple(output) if self.save_outputs else ()
         leaves, ctx.structure = self.flatten(tuple(args))
         ctx.num_arguments, leaves = len(leaves), (*leaves, *outputs)
@@ -297,7 +302,10 @@ def _dual(op, rules: _Rules, args):
     outputs = _as_tuple(output)
     tangents = rules.named(tree_unflatten([pair[1] for pair in pairs], structure))
     found = _as_tuple(rules.jvp(rules.named(primals), outputs, tangents))
-    packed = tuple(forward_ad.make_dual(value, tangent) for value, tangent in zip(outputs, found))
+    packed = tuple(
+        value if tangent is None else forward_ad.make_dual(value, tangent)
+        for value, tangent in zip(outputs, found)
+    )
     return packed if len(outputs) > 1 else packed[0]
 
 

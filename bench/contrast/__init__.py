@@ -1,9 +1,9 @@
 """Contrastive and self-supervised losses."""
 
 from bench.case import Family
-from bench.contrast import transport
+from bench.contrast import assignment, decorrelation, transport
 
-MODULES = (transport,)
+MODULES = (assignment, decorrelation, transport)
 
 cases = Family("contrast")
 for module in MODULES:

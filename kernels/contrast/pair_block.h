@@ -1,0 +1,181 @@
+// One task of pairs.h: the scores of a block of x with a block of y, and the products of its
+// weights with both.
+#pragma once
+
+#include "kernels/common/accumulate.h"
+#include "kernels/common/math.h"
+#include "kernels/contrast/pairs.h"
+
+namespace genssl::GENSSL_ISA {
+
+template <class T>
+constexpr T kMinusInfinity = T(-__builtin_inf());
+
+template <class T>
+using Ids = typename Vec<T>::Mask;
+template <class T>
+struct IdOf;
+template <>
+struct IdOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IdOf<double> {
+  using type = int64_t;
+};
+template <class T>
+using Id = typename IdOf<T>::type;
+
+template <class T>
+GENSSL_INLINE Ids<T> load_ids(const Id<T>* source, int64_t count) {
+  Ids<T> ids{};
+  memcpy(&ids, source, (count < Vec<T>::size ? count : Vec<T>::size) * sizeof(Id<T>));
+  return ids;
+}
+template <class T>
+GENSSL_INLINE Ids<T> lane_numbers() {
+  Ids<T> lanes;
+  for (int lane = 0; lane < Vec<T>::size; ++lane) lanes[lane] = lane;
+  return lanes;
+}
+
+template <class T>
+GENSSL_INLINE T sum_of_lanes(Vec<T> a) {
+  T sum = a[0];
+  for (int lane = 1; lane < Vec<T>::size; ++lane) sum += a[lane];
+  return sum;
+}
+template <class T>
+GENSSL_INLINE T max_of_lanes(Vec<T> a) {
+  T largest = a[0];
+  for (int lane = 1; lane < Vec<T>::size; ++lane) largest = a[lane] > largest ? a[lane] : largest;
+  return largest;
+}
+
+// Rows [row, row_end) of x and [column, column_end) of y, and their block of numbers.
+template <class T>
+struct Block {
+  int64_t row, row_end, column, column_end;
+  T* numbers;  // [row_end - row, stride]
+  int64_t stride;
+
+  GENSSL_INLINE int64_t rows() const { return row_end - row; }
+  GENSSL_INLINE int64_t columns() const { return column_end - column; }
+  GENSSL_INLINE T* at(int64_t r, int64_t n) const {
+    return numbers + (r - row) * stride + (n - column);
+  }
+};
+
+// A register more than whole panels, so that a power of two does not send all rows to the same
+// cache sets.
+template <class T>
+GENSSL_INLINE int64_t block_stride(const PairShape& shape) {
+  return shape.column_block + Vec<T>::size;
+}
+
+template <class T>
+GENSSL_INLINE Block<T> block_of(const PairShape& shape, BlockPair pair, T* numbers) {
+  const int64_t row = pair.row * shape.row_block, column = pair.column * shape.column_block;
+  return {row,     smaller(row + shape.row_block, shape.rows),
+          column,  smaller(column + shape.column_block, shape.columns),
+          numbers, block_stride<T>(shape)};
+}
+
+template <class T>
+GENSSL_INLINE const T* typed(const void* pointer) {
+  return static_cast<const T*>(pointer);
+}
+template <class T>
+GENSSL_INLINE T* typed(void* pointer) {
+  return static_cast<T*>(pointer);
+}
+
+// Calls element(row, column, lanes, score) for every register of a block of scores. A pair that is
+// left out, and a lane past the columns, has the score -infinity.
+template <class T, class Element>
+inline void for_each_score(const PairArgs& args, const Block<T>& block, const Element& element) {
+  const T* row_bias = typed<T>(args.row_bias);
+  const T* column_bias = typed<T>(args.column_bias);
+  const auto* row_ids = typed<Id<T>>(args.row_ids);
+  const auto* column_ids = typed<Id<T>>(args.column_ids);
+  const Ids<T> lane_number = lane_numbers<T>();
+  const Vec<T> left_out(kMinusInfinity<T>);
+  const auto finish = [&](int64_t r, int64_t n, int64_t lanes, Vec<T> score) GENSSL_INLINE_LAMBDA {
+    if (row_bias) score = score + Vec<T>(row_bias[r]);
+    if (column_bias) score = score + load_lanes(column_bias + n, lanes);
+    if (row_ids) score = select(load_ids<T>(column_ids + n, lanes) == row_ids[r], left_out, score);
+    if (lanes < Vec<T>::size) {
+      score = select(lane_number < static_cast<Id<T>>(lanes), score, left_out);
+    }
+    element(r, n, lanes, score);
+  };
+  const Matrix<T> matrix{nullptr, typed<T>(args.y_panels), args.shape.columns, args.shape.depth};
+  const T* x = typed<T>(args.x) + block.row * args.x_stride;
+  const auto epilogue = [&](int64_t row, int rows, int64_t column, const T* product) {
+    for_each_register<T>(block.row + row, rows, column, block.column_end, product, finish);
+  };
+  const int64_t end = count_panels<T>(block.column_end);
+  for (int64_t panel = block.column / kPanelColumns<T>; panel < end; ++panel) {
+    multiply_panels<T>(x, args.x_stride, block.rows(), matrix, panel, 1, nullptr, epilogue);
+  }
+}
+
+// to_x += W y for the block of weights W, and to_y += W^T x, for those that are wanted.
+template <class T>
+inline void accumulate_gradients(const PairGradientArgs& args, const Block<T>& block, bool to_y) {
+  const PairShape& shape = args.pairs.shape;
+  const int64_t stride = count_panels<T>(shape.depth) * kPanelColumns<T>;
+  if (args.to_x) {
+    const RowPanels<T> y{typed<T>(args.pairs.y_rows), shape.columns * kPanelColumns<T>};
+    accumulate(StridedRows<T>{block.numbers, block.stride, 1}, block.rows(), block.columns(),
+               y.from(block.column), shape.depth, typed<T>(args.to_x) + block.row * stride, stride);
+  }
+  if (to_y) {
+    const RowPanels<T> x{typed<T>(args.pairs.x_rows), shape.rows * kPanelColumns<T>};
+    accumulate(StridedRows<T>{block.numbers, 1, block.stride}, block.columns(), block.rows(),
+               x.from(block.row), shape.depth, typed<T>(args.to_y) + block.column * stride, stride);
+  }
+}
+
+// sums[r] += the sum of row r of the block.
+template <class T>
+inline void add_sums_of_rows(const Block<T>& block, T* sums) {
+  for (int64_t r = block.row; r < block.row_end; ++r) {
+    Vec<T> sum(T(0));
+    for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
+      sum = sum + load_lanes(block.at(r, n), block.column_end - n);
+    }
+    sums[r] += sum_of_lanes(sum);
+  }
+}
+
+template <class T>
+inline void add_sums_of_columns(const Block<T>& block, T* sums) {
+  for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
+    Vec<T> sum(T(0));
+    for (int64_t r = block.row; r < block.row_end; ++r) sum = sum + Vec<T>::load(block.at(r, n));
+    const int64_t lanes = block.column_end - n;
+    store_lanes(load_lanes(sums + n, lanes) + sum, sums + n, lanes);
+  }
+}
+
+template <class T>
+inline void add_weights(const PairGradientArgs& args, const Block<T>& block, bool to_columns) {
+  if (args.row_weights) add_sums_of_rows(block, typed<T>(args.row_weights));
+  if (args.column_weights && to_columns) {
+    add_sums_of_columns(block, typed<T>(args.column_weights));
+  }
+}
+
+// Calls task(block, on_diagonal) for the tasks [begin, end) of a round.
+template <class T, class Task>
+inline void for_each_task(const PairShape& shape, void* scratch, int64_t round, int64_t begin,
+                          int64_t end, const Task& task) {
+  for (int64_t i = begin; i < end; ++i) {
+    BlockPair pair;
+    if (!pair_of_task(shape, round, i, pair)) continue;
+    task(block_of(shape, pair, typed<T>(scratch)), shape.gram && round == 0);
+  }
+}
+
+}  // namespace genssl::GENSSL_ISA

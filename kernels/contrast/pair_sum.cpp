@@ -1,0 +1,133 @@
+#include "kernels/contrast/pair_block.h"
+
+namespace genssl::GENSSL_ISA {
+namespace {
+
+template <class T, Psi PSI>
+GENSSL_INLINE Vec<T> psi_of(Vec<T> u) {
+  if constexpr (PSI == Psi::softplus) return softplus(u);
+  if constexpr (PSI == Psi::hinge) return max(Vec<T>(T(0)), u);
+  if constexpr (PSI == Psi::sigmoid) return sigmoid(u);
+  return u * u;
+}
+
+template <class T, Psi PSI>
+GENSSL_INLINE Vec<T> slope_of(Vec<T> u) {
+  const Vec<T> zero(T(0)), one(T(1));
+  if constexpr (PSI == Psi::softplus) return sigmoid(u);
+  if constexpr (PSI == Psi::hinge) return select(u > zero, one, zero);
+  if constexpr (PSI == Psi::sigmoid) {
+    const Vec<T> power = exp(-abs(u)), whole = one / (one + power);
+    return power * whole * whole;
+  }
+  return u + u;
+}
+
+template <class T>
+GENSSL_INLINE Vec<T> where_kept(Vec<T> score, Vec<T> value) {
+  return select(score == Vec<T>(kMinusInfinity<T>), Vec<T>(T(0)), value);
+}
+
+// Each score counts in its row and, off the diagonal, in the row of its column.
+template <class T, Psi PSI>
+void run(const PairSumArgs& args, void* scratch, int64_t round, int64_t begin, int64_t end) {
+  const T* shift = typed<T>(args.shift);
+  T* sums = typed<T>(args.sums);
+  for_each_task<T>(args.pairs.shape, scratch, round, begin, end,
+                   [&](const Block<T>& block, bool on_diagonal) {
+                     for_each_score<T>(args.pairs, block,
+                                       [&](int64_t r, int64_t n, int64_t, Vec<T> score)
+                                           GENSSL_INLINE_LAMBDA { score.store(block.at(r, n)); });
+                     for (int64_t r = block.row; r < block.row_end; ++r) {
+                       Vec<T> sum(T(0));
+                       for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
+                         const Vec<T> score = Vec<T>::load(block.at(r, n));
+                         sum = sum + where_kept(score, psi_of<T, PSI>(Vec<T>(shift[r]) + score));
+                       }
+                       sums[r] += sum_of_lanes(sum);
+                     }
+                     if (on_diagonal) return;
+                     for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
+                       const int64_t lanes = block.column_end - n;
+                       const Vec<T> column_shift = load_lanes(shift + n, lanes);
+                       Vec<T> sum(T(0));
+                       for (int64_t r = block.row; r < block.row_end; ++r) {
+                         const Vec<T> score = Vec<T>::load(block.at(r, n));
+                         sum = sum + where_kept(score, psi_of<T, PSI>(column_shift + score));
+                       }
+                       store_lanes(load_lanes(sums + n, lanes) + sum, sums + n, lanes);
+                     }
+                   });
+}
+
+// Weights A_ij = g_i psi'(shift_i + s_ij) of rows and A_ji of columns; the block keeps their sum.
+template <class T, Psi PSI>
+void weigh(const PairSumBackwardArgs& args, const Block<T>& block, bool on_diagonal, T* row_lanes) {
+  constexpr int size = Vec<T>::size;
+  const T *shift = typed<T>(args.shift), *grad = typed<T>(args.grad);
+  T* to_shift = typed<T>(args.to_shift);
+  clear_lanes(row_lanes, block.rows() * size);
+  for_each_score<T>(
+      args.gradient.pairs, block,
+      [&](int64_t r, int64_t n, int64_t lanes, Vec<T> score) GENSSL_INLINE_LAMBDA {
+        const Vec<T> of_row =
+            where_kept(score, Vec<T>(grad[r]) * slope_of<T, PSI>(Vec<T>(shift[r]) + score));
+        const Vec<T> of_column =
+            where_kept(score, load_lanes(grad + n, lanes) *
+                                  slope_of<T, PSI>(load_lanes(shift + n, lanes) + score));
+        T* row_sum = row_lanes + (r - block.row) * size;
+        (Vec<T>::load(row_sum) + of_row).store(row_sum);
+        if (!on_diagonal) {
+          store_lanes(load_lanes(to_shift + n, lanes) + of_column, to_shift + n, lanes);
+        }
+        (of_row + of_column).store(block.at(r, n));
+      });
+  for (int64_t r = block.row; r < block.row_end; ++r) {
+    to_shift[r] += sum_of_lanes(Vec<T>::load(row_lanes + (r - block.row) * size));
+  }
+}
+
+template <class T, Psi PSI>
+void run_backward(const PairSumBackwardArgs& args, void* scratch, int64_t round, int64_t begin,
+                  int64_t end) {
+  const PairShape& shape = args.gradient.pairs.shape;
+  T* row_lanes = typed<T>(scratch) + shape.row_block * block_stride<T>(shape);
+  for_each_task<T>(shape, scratch, round, begin, end, [&](const Block<T>& block, bool on_diagonal) {
+    weigh<T, PSI>(args, block, on_diagonal, row_lanes);
+    add_weights(args.gradient, block, !on_diagonal);
+    accumulate_gradients(args.gradient, block, !on_diagonal);
+  });
+}
+
+template <class Run>
+void with_psi(Psi psi, const Run& run) {
+  switch (psi) {
+    case Psi::softplus:
+      return run.template operator()<Psi::softplus>();
+    case Psi::hinge:
+      return run.template operator()<Psi::hinge>();
+    case Psi::sigmoid:
+      return run.template operator()<Psi::sigmoid>();
+    case Psi::quadratic:
+      return run.template operator()<Psi::quadratic>();
+  }
+}
+
+}  // namespace
+
+void pair_sum(const PairSumArgs& args, void* scratch, int64_t round, int64_t begin, int64_t end) {
+  with_psi(args.psi, [&]<Psi PSI>() {
+    args.pairs.is_double ? run<double, PSI>(args, scratch, round, begin, end)
+                         : run<float, PSI>(args, scratch, round, begin, end);
+  });
+}
+
+void pair_sum_backward(const PairSumBackwardArgs& args, void* scratch, int64_t round, int64_t begin,
+                       int64_t end) {
+  with_psi(args.psi, [&]<Psi PSI>() {
+    args.gradient.pairs.is_double ? run_backward<double, PSI>(args, scratch, round, begin, end)
+                                  : run_backward<float, PSI>(args, scratch, round, begin, end);
+  });
+}
+
+}  // namespace genssl::GENSSL_ISA
