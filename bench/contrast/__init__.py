@@ -1,9 +1,9 @@
 """Contrastive and self-supervised losses."""
 
 from bench.case import Family
-from bench.contrast import assignment, decorrelation, similarity
+from bench.contrast import assignment, decorrelation, similarity, transport
 
-MODULES = (similarity, decorrelation, assignment)
+MODULES = (similarity, decorrelation, assignment, transport)
 
 cases = Family("contrast")
 for module in MODULES:
