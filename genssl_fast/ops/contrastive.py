@@ -103,14 +103,22 @@ def nt_xent_rows(
     ring: Ring | None = None,
 ) -> Tensor:
     """The losses [2N] of views that are ready, for a scale [] or [N] of any sign."""
-    positive = scale * _products_of_rows(first, second)
+    positive, negatives = view_logits(first, second, scale, ids, ring)
+    return with_positive(negatives - positive.repeat(2), log_epsilon)
+
+
+def view_logits(
+    first: Tensor, second: Tensor, scale: Tensor, ids: Tensor, ring: Ring | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits of the positives [N], and log-sum-exps of the others [2N], of ``first`` first."""
+    positive = scale * products_of_rows(first, second)
     z, ids = torch.cat([first, second]), ids.repeat(2)
     if scale.ndim:
         scaled = z * scale.repeat(2)[:, None]
         negatives, _ = _pair_logsumexp(scaled, z, scale.new_ones(()), ids, ids, False, ring)
     else:
         negatives = _gram_logsumexp(z, scale, ids, ring)
-    return with_positive(negatives - positive.repeat(2), log_epsilon)
+    return positive, negatives
 
 
 def _ring(group, loss: str, blocks: dict, scale: Tensor, same: dict, *others: Tensor) -> Ring | None:
@@ -160,7 +168,7 @@ def with_positive(difference: Tensor, log_epsilon: float = 0.0) -> Tensor:
     return log_epsilon - functional.logsigmoid(log_epsilon - difference)
 
 
-def _products_of_rows(x: Tensor, y: Tensor) -> Tensor:
+def products_of_rows(x: Tensor, y: Tensor) -> Tensor:
     dtype = compute_dtype(x.dtype)
     return (x.to(dtype) * y.to(dtype)).sum(-1)
 
@@ -225,7 +233,7 @@ def info_nce(
     scale = _scale_of_rows(scale, len(query), ring)
     ids = checked_ids("ids", ids, len(query), query.device, _first_id(ring))
     query, key = unit_rows("query", query, normalize), unit_rows("key", key, normalize)
-    positive = scale * _products_of_rows(query, key)
+    positive = scale * products_of_rows(query, key)
     sums = []
     if in_batch:
         rows, columns = _in_batch_sums(query, key, scale, ids, symmetric, ring)
@@ -369,11 +377,18 @@ def clip_loss(
     ring = _ring(group, "clip_loss", {"rows": (text,)}, scale, same, image)
     ids = checked_ids("ids", ids, len(image), image.device, _first_id(ring))
     image, text = unit_rows("image", image, normalize), unit_rows("text", text, normalize)
-    positive = scale * _products_of_rows(image, text)
-    rows, columns = _pair_logsumexp(image, text, scale, ids, ids, True, ring)
-    losses = [reduced(with_positive(sums - positive), "mean", ring) for sums in (rows, columns)]
-    loss = (losses[0] + losses[1]) / 2
+    rows, columns = clip_rows(image, text, scale, ids, ring)
+    loss = (reduced(rows, "mean", ring) + reduced(columns, "mean", ring)) / 2
     return loss if bias is None else loss + 0 * checked_number("bias", bias, image)
+
+
+def clip_rows(
+    image: Tensor, text: Tensor, scale: Tensor, ids: Tensor, ring: Ring | None
+) -> tuple[Tensor, Tensor]:
+    """The losses of images [N] and of texts [N]."""
+    positive = scale * products_of_rows(image, text)
+    rows, columns = _pair_logsumexp(image, text, scale, ids, ids, True, ring)
+    return with_positive(rows - positive), with_positive(columns - positive)
 
 
 def siglip_loss(
@@ -490,7 +505,7 @@ def sup_con(
     z = unit_rows("z", z, normalize)
     log_sum = _gram_logsumexp(z, scale, None, ring)
     others, count = _sums_of_class(z.to(scale.dtype), labels, ring)
-    positive = scale * _products_of_rows(z, others) / count.clamp_min(1)
+    positive = scale * products_of_rows(z, others) / count.clamp_min(1)
     losses = torch.where(count > 0, log_sum - positive, 0.0)
     if base_temperature is not None:
         losses = losses / (scale * base_temperature)

@@ -4,18 +4,17 @@ One launch for each number of processes runs everything; tests look at what it f
 """
 
 import functools
-import tempfile
-from pathlib import Path
 
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import genssl_fast
 from genssl_fast.ops import ring as rings
 from genssl_fast.ops import similarity
+from tests.processes import in_processes
 
 SHARDS = {1: [16], 2: [11, 5], 4: [5, 3, 7, 1]}
 D = 6
@@ -272,31 +271,22 @@ def in_a_part(rank) -> float:
     return relative_error(found, genssl_fast.nt_xent(both, both.cos()))
 
 
-def process(rank, shards, folder):
-    """Runs everything, and leaves what it found in a file."""
-    torch.set_num_threads(1)
-    size = len(shards)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+def process(rank, shards) -> dict:
+    """Everything, in one of the processes."""
     found = {
         (name, dtype): compared(case, dtype, shards, rank)
         for name, case in CASES.items()
         for dtype in TOLERANCE
     }
     found |= {"trained": trained(shards, rank), "repeated": repeated(shards, rank)}
-    found |= {"saved": [saved_bytes(count) for count in (64, 128)], "errors": errors(rank, size)}
-    found["in a part"] = in_a_part(rank) if size == 4 else 0.0
-    torch.save(found, f"{folder}/{rank}")
-    dist.destroy_process_group()
+    found |= {"saved": [saved_bytes(count) for count in (64, 128)], "errors": errors(rank, len(shards))}
+    return found | {"in a part": in_a_part(rank) if len(shards) == 4 else 0.0}
 
 
 @functools.cache
 def outcomes(size) -> list[dict]:
     """What each of ``size`` processes found."""
-    with tempfile.TemporaryDirectory() as folder:
-        # Processes that import PyTorch once: they fork from a server that has done nothing else.
-        multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
-        multiprocessing.start_processes(process, (SHARDS[size], folder), size, start_method="forkserver")
-        return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(size)]
+    return in_processes(size, process, SHARDS[size])
 
 
 over_sizes = pytest.mark.parametrize("size", SHARDS)
