@@ -23,6 +23,7 @@ from genssl_fast.ops.flow_layers import (
 )
 from genssl_fast.ops.flow_plan import FlowPlan
 from genssl_fast.ops.gaussian_mixture import gaussian_mixture_log_prob
+from genssl_fast.ops.generalized_contrastive import generalized_contrastive, info_nce_distance
 from genssl_fast.ops.integrate import langevin_step, sampler_step
 from genssl_fast.ops.invertible_linear import invertible_linear, invertible_linear_weight
 from genssl_fast.ops.made import MADEWeights, made, made_degrees, made_inverse, made_transform
@@ -63,7 +64,9 @@ __all__ = [
     "film_mlp_sample",
     "flows",
     "gaussian_mixture_log_prob",
+    "generalized_contrastive",
     "info_nce",
+    "info_nce_distance",
     "integrations",
     "invertible_linear",
     "invertible_linear_weight",

@@ -82,6 +82,7 @@ def inverse_temperature(temperature: float | Tensor, like: Tensor, name: str = "
 
 def unit_rows(name: str, tensor: Tensor, normalize: bool) -> Tensor:
     """Rows of length 1 if ``normalize``, in the precision that they are computed in."""
+    tensor = tensor.contiguous()  # sums of PyTorch over rows of other strides round otherwise
     if not normalize:
         # Tensor cores multiply 16-bit numbers exactly; a CPU has no use for them.
         return tensor if tensor.is_cuda else tensor.to(compute_dtype(tensor.dtype))

@@ -6,6 +6,7 @@ equal ids are left out. ``scale`` is a tensor [] and ids are int32; the function
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from genssl_fast import reference
 from genssl_fast._autograd import differentiable, rules_by_autograd, wants_gradient
@@ -108,8 +109,12 @@ _gram_pair_sum_backward = differentiable(
 )
 
 
+def _is_transformed() -> bool:
+    return torch._C._are_functorch_transforms_active()
+
+
 def _is_wanted(tensor: Tensor) -> bool:
-    return tensor.requires_grad or torch._C._are_functorch_transforms_active()
+    return tensor.requires_grad or _is_transformed()
 
 
 def _pair_backward(inputs, outputs, grads):
@@ -175,5 +180,5 @@ def sigmoid_pairs(
     x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, row_ids: Tensor, column_ids: Tensor
 ) -> Tensor:
     """Σ_ij of log(1 + e^s_ij), or log(1 + e^−s_ij) where ids are equal; its gradients are found with it."""
-    gradients = wants_gradient((x, y, scale, bias)) or torch._C._are_functorch_transforms_active()
+    gradients = wants_gradient((x, y, scale, bias)) or forward_ad._current_level >= 0 or _is_transformed()
     return _sigmoid_pairs(x, y, scale, bias, row_ids, column_ids, gradients)[0]

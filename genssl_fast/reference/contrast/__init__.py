@@ -1,5 +1,5 @@
 """Contrastive similarity matrices and the other self-supervised losses in plain PyTorch."""
 
-from genssl_fast.reference.contrast import similarity
+from genssl_fast.reference.contrast import losses, similarity
 
-__all__ = ["similarity"]
+__all__ = ["losses", "similarity"]
