@@ -8,6 +8,7 @@ from genssl_fast.ops.actnorm import actnorm
 from genssl_fast.ops.affine_coupling import affine_coupling, affine_parameters
 from genssl_fast.ops.coefficient_table import CoefficientTable
 from genssl_fast.ops.contrastive import clip_loss, info_nce, moco_loss, nt_xent, siglip_loss, sup_con
+from genssl_fast.ops.decorrelation import barlow_twins, vicreg
 from genssl_fast.ops.film_mlp_plan import FilmMLPPlan
 from genssl_fast.ops.film_mlp_sample import film_mlp_sample
 from genssl_fast.ops.flow_layers import (
@@ -26,7 +27,9 @@ from genssl_fast.ops.gaussian_mixture import gaussian_mixture_log_prob
 from genssl_fast.ops.generalized_contrastive import generalized_contrastive, info_nce_distance
 from genssl_fast.ops.integrate import langevin_step, sampler_step
 from genssl_fast.ops.invertible_linear import invertible_linear, invertible_linear_weight
+from genssl_fast.ops.kmeans import KMeans, kmeans
 from genssl_fast.ops.made import MADEWeights, made, made_degrees, made_inverse, made_transform
+from genssl_fast.ops.nearest_code import CodeSums, NearestCode, code_sums, nearest_code
 from genssl_fast.ops.permute import permute, squeeze2d
 from genssl_fast.ops.planar import planar, radial
 from genssl_fast.ops.random import random_normal, random_rademacher, random_uniform
@@ -39,6 +42,7 @@ __all__ = [
     "AffineTransform",
     "AutoregressiveLayer",
     "ChannelLinearLayer",
+    "CodeSums",
     "CoefficientTable",
     "ConvNetWeights",
     "CouplingLayer",
@@ -46,9 +50,11 @@ __all__ = [
     "FilmMLPPlan",
     "FilmMLPWeights",
     "FlowPlan",
+    "KMeans",
     "LinearLayer",
     "MADEWeights",
     "MLPWeights",
+    "NearestCode",
     "PartialLayer",
     "PermutationLayer",
     "SplineTransform",
@@ -58,7 +64,9 @@ __all__ = [
     "actnorm",
     "affine_coupling",
     "affine_parameters",
+    "barlow_twins",
     "clip_loss",
+    "code_sums",
     "diffusion",
     "film_mlp",
     "film_mlp_sample",
@@ -70,12 +78,14 @@ __all__ = [
     "integrations",
     "invertible_linear",
     "invertible_linear_weight",
+    "kmeans",
     "langevin_step",
     "made",
     "made_degrees",
     "made_inverse",
     "made_transform",
     "moco_loss",
+    "nearest_code",
     "nn",
     "nt_xent",
     "permute",
@@ -92,4 +102,5 @@ __all__ = [
     "step_counter",
     "sup_con",
     "time_embedding",
+    "vicreg",
 ]

@@ -11,7 +11,8 @@ drops the ``jvp`` of an ``autograd.Function``. So each public function takes one
 Rules name the arguments of the schema::
 
     def backward(inputs, outputs, grads):   # -> {"x": gradient, ...}, absent means None
-    def jvp(inputs, outputs, tangents):     # -> one tangent per output; an absent tangent is None
+    def jvp(inputs, outputs, tangents):     # -> one tangent per output; an absent tangent is None,
+                                            #    and so is that of an output of integers
 
 Both are written in differentiable PyTorch, so second derivatives and forward-over-reverse follow.
 """
@@ -301,7 +302,10 @@ def _dual(op, rules: _Rules, args):
     outputs = _as_tuple(output)
     tangents = rules.named(tree_unflatten([pair[1] for pair in pairs], structure))
     found = _as_tuple(rules.jvp(rules.named(primals), outputs, tangents))
-    packed = tuple(forward_ad.make_dual(value, tangent) for value, tangent in zip(outputs, found))
+    packed = tuple(
+        value if tangent is None else forward_ad.make_dual(value, tangent)
+        for value, tangent in zip(outputs, found)
+    )
     return packed if len(outputs) > 1 else packed[0]
 
 

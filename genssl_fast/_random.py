@@ -25,6 +25,7 @@ class Stream(IntEnum):
     DEQUANTISATION = 5
     HEAD = 6
     DATA = 7
+    CLUSTER = 8
 
 
 def step_counter(stream: Stream, index: int) -> int:

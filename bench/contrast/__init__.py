@@ -1,8 +1,9 @@
 """Contrastive and self-supervised losses."""
 
 from bench.case import Family
+from bench.contrast import assignment, decorrelation
 
-MODULES = ()
+MODULES = (assignment, decorrelation)
 
 cases = Family("contrast")
 for module in MODULES:

@@ -11,6 +11,7 @@ from genssl_fast.nn.masked_autoregressive import MaskedAutoregressive
 from genssl_fast.nn.mlp import MLP
 from genssl_fast.nn.permutation import Permutation
 from genssl_fast.nn.planar import Planar, Radial
+from genssl_fast.nn.vector_quantizer import Quantized, VectorQuantizer
 
 __all__ = [
     "MLP",
@@ -27,7 +28,9 @@ __all__ = [
     "MaskedAutoregressive",
     "Permutation",
     "Planar",
+    "Quantized",
     "Radial",
     "SplineCoupling",
+    "VectorQuantizer",
     "glow_step",
 ]

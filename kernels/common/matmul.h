@@ -99,13 +99,12 @@ inline void pack_panel(const Matrix<T>& matrix, int64_t panel, T* target) {
   }
 }
 
-// The register tile: c[PANELS][ROWS][kPanelColumns] = a[ROWS, depth] times consecutive panels, of
-// each of which the first VECS registers of columns are wanted.
+// The register tile: sum[ROWS][PANELS * VECS] = a[ROWS, depth] times consecutive panels, of each of
+// which the first VECS registers of columns are wanted.
 template <class T, int ROWS, int PANELS, int VECS>
-__attribute__((noinline)) void multiply_tile(const T* a, int64_t stride, const T* panels,
-                                             int64_t depth, T* c) {
+GENSSL_INLINE void sum_products(const T* a, int64_t stride, const T* panels, int64_t depth,
+                                Vec<T> (&sum)[ROWS][PANELS * VECS]) {
   constexpr int size = Vec<T>::size, width = kPanelColumns<T>;
-  Vec<T> sum[ROWS][PANELS * VECS];
   for (int r = 0; r < ROWS; ++r) {
     for (int v = 0; v < PANELS * VECS; ++v) sum[r][v] = Vec<T>(T(0));
   }
@@ -121,6 +120,15 @@ __attribute__((noinline)) void multiply_tile(const T* a, int64_t stride, const T
       for (int v = 0; v < PANELS * VECS; ++v) sum[r][v] = fma(activation, weight[v], sum[r][v]);
     }
   }
+}
+
+// The same, stored as c[PANELS][ROWS][kPanelColumns].
+template <class T, int ROWS, int PANELS, int VECS>
+__attribute__((noinline)) void multiply_tile(const T* a, int64_t stride, const T* panels,
+                                             int64_t depth, T* c) {
+  constexpr int size = Vec<T>::size, width = kPanelColumns<T>;
+  Vec<T> sum[ROWS][PANELS * VECS];
+  sum_products<T, ROWS, PANELS, VECS>(a, stride, panels, depth, sum);
   for (int r = 0; r < ROWS; ++r) {
     for (int p = 0; p < PANELS; ++p) {
       for (int v = 0; v < VECS; ++v) {

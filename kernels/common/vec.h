@@ -108,8 +108,15 @@ GENSSL_INLINE Vec<T> abs(Vec<T> a) {
   return select(a < Vec<T>(T(0)), -a, a);
 }
 
+// Lanes of 32-bit integers, or of two 16-bit integers each; as many as Vec<float> has.
+typedef Register<float>::Mask Int32;
+
 #if defined(__AVX512F__)
 
+// For every lane the sum of the products of its 16-bit halves.
+GENSSL_INLINE Int32 multiply_pairs(Int32 a, Int32 b) {
+  return (Int32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+}
 GENSSL_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
   return Vec<float>(_mm512_fmadd_ps(a.value, b.value, c.value));
 }
@@ -159,6 +166,9 @@ GENSSL_INLINE bool all(Register<float>::Mask mask) {
 
 #elif defined(__AVX2__)
 
+GENSSL_INLINE Int32 multiply_pairs(Int32 a, Int32 b) {
+  return (Int32)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+}
 GENSSL_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
   return Vec<float>(_mm256_fmadd_ps(a.value, b.value, c.value));
 }
@@ -215,6 +225,13 @@ GENSSL_INLINE bool all(Register<float>::Mask mask) {
 
 #else
 
+GENSSL_INLINE Int32 multiply_pairs(Int32 a, Int32 b) {
+#if defined(__x86_64__)
+  return (Int32)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
 template <class T>
 GENSSL_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
   return a * b + c;

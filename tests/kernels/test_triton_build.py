@@ -18,6 +18,7 @@ pytest.importorskip("triton")
 
 import triton
 from genssl_fast.kernels.common.tile import NUM_WARPS, TILE_ELEMENTS
+from genssl_fast.kernels.contrast import code_sums, nearest_code
 from genssl_fast.kernels.coupling import affine_coupling, rational_quadratic_spline
 from genssl_fast.kernels.integrate import langevin_step, sampler_step
 from genssl_fast.kernels.random import random
@@ -97,6 +98,11 @@ def run_spline_inverse(x):
     run_spline(x, bins=64, inverse=True, zuko=True)
 
 
+def run_nearest_code(x):
+    indices, _ = nearest_code.nearest_code(x, x[:32])
+    code_sums.code_sums(x, indices, x[:, 0], 32)
+
+
 LONG, SHORT = (4, 4096), (64, 64)
 SPLINE = rational_quadratic_spline.rational_quadratic_spline_kernel
 SPLINE_BACKWARD = rational_quadratic_spline.rational_quadratic_spline_backward_kernel
@@ -107,13 +113,18 @@ SQUARES = langevin_step.langevin_squares_kernel
 STEP = sampler_step.sampler_step_kernel
 RANDOM = random.random_kernel
 EMBEDDING = time_embedding.time_embedding_kernel
+SEARCH = nearest_code.search_kernel
+DECIDE = nearest_code.decide_kernel
+DISTANCE = nearest_code.distance_kernel
+CODE_SUMS = code_sums.code_sums_kernel
 # Sine and cosine in fp64 are libdevice's, whose reduction of large arguments needs the stack.
 NOT_FP64 = tuple(dtype for dtype in FLOATING if dtype != torch.float64)
 FP32 = (torch.float32,)
 
 
 class Case(NamedTuple):
-    """Streams that the kernel reads and writes, and registers that it may use, apart for fp64."""
+    """Streams that the kernel reads and writes, and registers that it may use, apart for fp64; bytes of
+    shared memory."""
 
     kernel: triton.JITFunction
     call: Callable
@@ -123,6 +134,7 @@ class Case(NamedTuple):
     registers: int
     registers_fp64: int = 0
     dtypes: tuple[torch.dtype, ...] = FLOATING
+    shared: int = 4096
 
 
 CASES = {
@@ -146,6 +158,10 @@ CASES = {
     "spline-inverse": Case(SPLINE, run_spline_inverse, SHORT, 0, 0, 128, dtypes=FP32),
     "spline-backward": Case(SPLINE_BACKWARD, run_spline, SHORT, 0, 0, 128, dtypes=NOT_FP64),
     "spline-inverse-backward": Case(SPLINE_BACKWARD, run_spline_inverse, SHORT, 0, 0, 128, dtypes=FP32),
+    "nearest-code": Case(SEARCH, run_nearest_code, SHORT, 0, 0, 168, dtypes=NOT_FP64, shared=49152),
+    "nearest-code-decide": Case(DECIDE, run_nearest_code, SHORT, 0, 0, 96, 96),
+    "nearest-code-distance": Case(DISTANCE, run_nearest_code, SHORT, 0, 0, 64, 64),
+    "code-sums": Case(CODE_SUMS, run_nearest_code, SHORT, 0, 0, 64, 64),
     "embedding": Case(EMBEDDING, run_embedding, LONG, 0, 2, 40, dtypes=NOT_FP64),
 }
 
@@ -215,7 +231,7 @@ def test_budget(case, dtype, architecture, compile_launches, tmp_path):
     usage = resource_usage(compiled.asm["cubin"], tmp_path)
     assert usage["STACK"] == usage["LOCAL"] == 0, "spills"
     assert usage["REG"] <= (case.registers_fp64 if dtype == torch.float64 else case.registers)
-    assert compiled.metadata.shared <= 4096
+    assert compiled.metadata.shared <= case.shared
     thread_bytes = TILE_ELEMENTS // (32 * NUM_WARPS) * dtype.itemsize
     assert wide_bytes(compiled.asm["ptx"], "ld") >= case.reads * thread_bytes
     assert wide_bytes(compiled.asm["ptx"], "st") >= case.writes * thread_bytes
