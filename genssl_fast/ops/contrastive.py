@@ -1,7 +1,7 @@
 """Contrastive losses whose forward and backward never store the matrix of similarities.
 
 **Many processes.** With ``group``, a group of ``torch.distributed`` (True for the default one), the samples
-are spread over its W processes, in parts of any size, and the loss is that of all of them. Every process
+are spread over its W processes, in parts of one or more, and the loss is that of all of them. Every process
 gets its value. Gradients are W times those of the loss by what a process holds, so that their mean over the
 processes, which ``DistributedDataParallel`` takes, is the gradient of the loss. ``reduction="none"`` gives
 the losses of a process's own rows, and gradients are then those of what all processes make of theirs. Blocks

@@ -77,8 +77,8 @@ class Ring:
         if torch._C._are_functorch_transforms_active() or has_tangent(tensors):
             raise NotImplementedError(f"group: no torch.func transform and no forward mode: {ALONE}")
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
-        first = blocks["rows"][0]
-        same |= {"D": first.shape[1], "dtype": first.dtype, "need of gradients": wants_gradient(tensors)}
+        widths = {f"D of {name}": block[0].shape[1] for name, block in blocks.items()}
+        same |= widths | {"dtype": blocks["rows"][0].dtype, "need of gradients": wants_gradient(tensors)}
         mine = {name: (sum(map(len, block)), wants_gradient(block)) for name, block in blocks.items()}
         records = self._records(same | {"blocks": sorted(blocks)}, mine | {"per row": per_row})
         self.rows = {name: [record[name][0] for record in records] for name in blocks}
