@@ -1,7 +1,7 @@
-"""lightly's losses on kernels of this library, without matrices of pairs; as in version 1.6.
+"""lightly's losses on kernels of this library, without matrices of pairs or features; as in version 1.6.
 
 Same signatures, defaults, memory banks and errors. Losses are in fp32 (fp64 for fp64), whatever the dtype of
-the projections. With ``gather_distributed`` nothing is gathered: blocks travel a ring
+the projections. With ``gather_distributed`` the contrastive losses gather nothing: blocks travel a ring
 (:mod:`genssl_fast.ops.ring`), and processes may hold different numbers of samples. lightly is not imported.
 """
 
@@ -16,11 +16,20 @@ from torch.nn import functional
 from genssl_fast._checks import check, check_shape
 from genssl_fast.ops.contrast_checks import checked_ids, checked_matrix, checked_number
 from genssl_fast.ops.contrastive import nt_xent_rows, view_logits, with_positive
+from genssl_fast.ops.decorrelation import barlow_twins, vicreg
 from genssl_fast.ops.ring import Ring
 from genssl_fast.ops.similarity import pair_logsumexp
 from genssl_fast.reference.integrate import compute_dtype
 
-__all__ = ["DCLLoss", "DCLWLoss", "MemoryBankModule", "NTXentLoss", "negative_mises_fisher_weights"]
+__all__ = [
+    "BarlowTwinsLoss",
+    "DCLLoss",
+    "DCLWLoss",
+    "MemoryBankModule",
+    "NTXentLoss",
+    "VICRegLoss",
+    "negative_mises_fisher_weights",
+]
 
 
 class MemoryBankModule(nn.Module):
@@ -170,6 +179,114 @@ class DCLWLoss(DCLLoss):
 
     def __init__(self, temperature: float = 0.1, sigma: float = 0.5, gather_distributed: bool = False):
         super().__init__(temperature, partial(negative_mises_fisher_weights, sigma=sigma), gather_distributed)
+
+
+class BarlowTwinsLoss(nn.Module):
+    """``lightly.loss.BarlowTwinsLoss``: the correlations of two views' features are drawn to the identity.
+
+    Arguments:
+        lambda_param: weight of what is off the diagonal.
+        gather_distributed: correlations are the means of those of all processes, each normalised over its own
+            batch. That takes the D×D matrix, as there.
+
+    Example:
+        >>> from genssl_fast.integrations.lightly import BarlowTwinsLoss
+        >>> z = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+        >>> BarlowTwinsLoss()(z, z) < 1e-6
+        tensor(True)
+    """
+
+    def __init__(self, lambda_param: float = 5e-3, gather_distributed: bool = False):
+        super().__init__()
+        self.lambda_param, self.gather_distributed = lambda_param, gather_distributed
+        _check_available("gather_distributed", gather_distributed)
+
+    def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+        """The loss [] of two views [N, D]."""
+        if not self.gather_distributed or _world_size() == 1:
+            return barlow_twins(z_a, z_b, weight=self.lambda_param, scale=1.0)
+        first, second = (_batch_norm(z.to(compute_dtype(z.dtype))) for z in (z_a, z_b))
+        correlations = _SumOfProcesses.apply(first.T @ second / (len(first) * _world_size()))
+        on = (correlations.diagonal() - 1).square().sum()
+        return on + self.lambda_param * correlations.fill_diagonal_(0).square().sum()
+
+
+class VICRegLoss(nn.Module):
+    """``lightly.loss.VICRegLoss``: invariance of two views, features of unit deviation without covariance.
+
+    Arguments:
+        lambda_param, mu_param, nu_param: weights of invariance, variance and covariance.
+        gather_distributed: variances and covariances are those of the batches of all processes, gathered as
+            there; they must be of one size.
+        eps: added to the variances.
+
+    Example:
+        >>> from genssl_fast.integrations.lightly import VICRegLoss
+        >>> z = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+        >>> VICRegLoss()(z, z)
+        tensor(0.)
+    """
+
+    def __init__(
+        self,
+        lambda_param: float = 25.0,
+        mu_param: float = 25.0,
+        nu_param: float = 1.0,
+        gather_distributed: bool = False,
+        eps: float = 0.0001,
+    ):
+        super().__init__()
+        _check_available("gather_distributed", gather_distributed)
+        self.lambda_param, self.mu_param, self.nu_param = lambda_param, mu_param, nu_param
+        self.gather_distributed, self.eps = gather_distributed, eps
+
+    def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+        """The loss [] of two views [N, ..., D]."""
+        if min(len(z_a), len(z_b)) < 2 or z_a.shape != z_b.shape:
+            raise AssertionError(
+                f"z_a and z_b: expected the same shape [N, ..., D], N at least 2, got {list(z_a.shape)} and "
+                f"{list(z_b.shape)}"
+            )
+        weights = {"variance": self.mu_param, "covariance": self.nu_param, "eps": self.eps}
+        weights["convention"] = "lightly"
+        if not self.gather_distributed or _world_size() == 1:
+            return vicreg(z_a, z_b, invariance=self.lambda_param, **weights)
+        pair = [z.to(compute_dtype(z.dtype)) for z in (z_a, z_b)]
+        gathered = [_Gathered.apply(z) for z in pair]
+        return self.lambda_param * functional.mse_loss(*pair) + vicreg(*gathered, invariance=0.0, **weights)
+
+
+class _SumOfProcesses(torch.autograd.Function):
+    """The sum over processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, x):
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _SumOfProcesses.apply(grad)
+
+
+class _Gathered(torch.autograd.Function):
+    """The rows of all processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _SumOfProcesses.apply(grad).chunk(_world_size())[dist.get_rank()]
+
+
+def _batch_norm(z: Tensor) -> Tensor:
+    """Features normalised over the batch."""
+    return functional.batch_norm(z, None, None, training=True)
 
 
 def _ready(out0: Tensor, out1: Tensor, temperature) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,8 @@ from tests.integrations.parity import agree
 try:
     ntx_ent = import_past_init("lightly.loss.ntx_ent_loss", "lightly.models.utils")
     dcl = import_past_init("lightly.loss.dcl_loss", "lightly.models.utils")
+    barlow = import_past_init("lightly.loss.barlow_twins_loss")
+    vicreg = import_past_init("lightly.loss.vicreg_loss")
 except ModuleNotFoundError:
     pytest.skip("lightly is not installed", allow_module_level=True)
 
@@ -58,6 +60,31 @@ def test_memory_bank(size):
         agree(pair[0].memory_bank.bank, pair[1].memory_bank.bank, 1e-6)
         assert torch.equal(pair[0].memory_bank.bank_ptr, pair[1].memory_bank.bank_ptr)
     assert pair[0].state_dict().keys() == pair[1].state_dict().keys()
+
+
+@drawn_examples
+@given(count=sizes, length=st.integers(1, 24), seed=seeds(), weight=st.floats(0.0, 2.0))
+def test_barlow_twins(count, length, seed, weight):
+    losses = [module.BarlowTwinsLoss(weight) for module in (ours, barlow)]
+    same_loss(*losses, *views(count, length, seed), tolerance=1e-8)
+
+
+@drawn_examples
+@given(
+    count=sizes, positions=st.none() | st.integers(1, 3), length=st.integers(1, 24), seed=seeds(),
+    weights=st.tuples(*[st.floats(0.0, 30.0)] * 3), eps=st.floats(1e-6, 1e-2), scale=st.floats(0.1, 3.0),
+)  # fmt: skip
+def test_vicreg(count, positions, length, seed, weights, eps, scale):
+    shape = (count, length) if positions is None else (count, positions, length)
+    pair = [drawn(*shape, seed=seed + i, scale=scale) for i in range(2)]
+    same_loss(*(module.VICRegLoss(*weights, eps=eps) for module in (ours, vicreg)), *pair, tolerance=1e-8)
+
+
+@pytest.mark.parametrize("shapes", [((1, 3), (1, 3)), ((4, 3), (4, 2)), ((4, 3), (5, 3))])
+def test_shapes_of_vicreg(shapes):
+    for module in (ours, vicreg):
+        with pytest.raises(AssertionError, match="z_a and z_b"):
+            module.VICRegLoss()(*map(torch.ones, shapes))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-9, -1e-9])

@@ -34,6 +34,8 @@ def pairs_of_losses(rank) -> dict:
     ntx_ent = import_past_init("lightly.loss.ntx_ent_loss", "lightly.models.utils")
     dcl = import_past_init("lightly.loss.dcl_loss", "lightly.models.utils")
     sys.modules["lightly.models.utils"].concat_all_gather = concat_all_gather
+    barlow = import_past_init("lightly.loss.barlow_twins_loss")
+    vicreg = import_past_init("lightly.loss.vicreg_loss")
     where = {"rank": rank, "world_size": SIZE}
 
     def banked(module):
@@ -44,6 +46,8 @@ def pairs_of_losses(rank) -> dict:
         "nt_xent": ([m.NTXentLoss(0.2, gather_distributed=True) for m in (lightly, ntx_ent)], []),
         "dcl": ([m.DCLLoss(0.2, gather_distributed=True) for m in (lightly, dcl)], []),
         "memory bank": ([banked(m) for m in (lightly, ntx_ent)], []),
+        "barlow_twins": ([m.BarlowTwinsLoss(0.3, gather_distributed=True) for m in (lightly, barlow)], []),
+        "vicreg": ([m.VICRegLoss(gather_distributed=True) for m in (lightly, vicreg)], []),
     }
     for local, grad in CLIP:
         options = {"local_loss": local, "gather_with_grad": grad, **where}
@@ -82,7 +86,7 @@ def test_values_and_gradients():
     except ModuleNotFoundError as missing:
         pytest.skip(str(missing))
     for rank, found in enumerate(outcomes()):
-        assert len(found) == 2 * (3 * 3 + 4 * 4 + 4 * 5)
+        assert len(found) == 2 * (5 * 3 + 4 * 4 + 4 * 5)
         for name, error in found.items():
             assert error <= 1e-12, (rank, name)
 
