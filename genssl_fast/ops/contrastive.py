@@ -62,7 +62,7 @@ def nt_xent(
         epsilon: weight of the positive in the denominator: 1 is NT-Xent, 0 the decoupled loss (DCL).
         ids: integers of 32 bits [N]; samples with equal ids are no negatives of each other.
         reduction: ``"mean"`` over the 2N rows, ``"sum"``, or ``"none"`` for all of them, of ``z1`` first.
-        group: processes over which the samples are spread; see the module.
+        group: processes over which the samples are spread; see :mod:`genssl_fast.ops.contrastive`.
 
     Returns:
         The loss [], or [2N], in fp32 (fp64 for fp64).
@@ -200,7 +200,8 @@ def info_nce(
         normalize: bring the rows to length 1 first; then none may be zero.
         ids: integers of 32 bits [N]; pairs with equal ids are no negatives of each other.
         reduction: ``"mean"`` over the queries, ``"sum"``, or ``"none"`` for all of them.
-        group: processes over which the queries and keys are spread, and shared negatives too; see the module.
+        group: processes over which queries, keys and shared negatives are spread; see
+            :mod:`genssl_fast.ops.contrastive`.
 
     Returns:
         The loss [], or [N], in fp32 (fp64 for fp64).
@@ -295,8 +296,8 @@ def moco_loss(
         temperature: T > 0, a number, a tensor [], or one for each query [N], learnable.
         normalize: bring ``query`` and ``key`` to length 1 first; then no row may be zero.
         reduction: ``"mean"`` over the queries, ``"sum"``, or ``"none"`` for all of them.
-        group: processes over which queries and keys are spread; see the module. The queue is the same on
-            all of them.
+        group: processes over which queries and keys are spread; see :mod:`genssl_fast.ops.contrastive`. The
+            queue is the same on all of them.
 
     Returns:
         The loss [], or [N], in fp32 (fp64 for fp64).
@@ -352,7 +353,7 @@ def clip_loss(
         bias: a number or a tensor []; the loss does not depend on it, and its gradient is exactly 0.
         normalize: bring the rows to length 1 first; then none may be zero.
         ids: integers of 32 bits [N]; pairs with equal ids are no negatives of each other.
-        group: processes over which the samples are spread; see the module.
+        group: processes over which the samples are spread; see :mod:`genssl_fast.ops.contrastive`.
 
     Returns:
         The loss [] in fp32 (fp64 for fp64).
@@ -419,7 +420,7 @@ def siglip_loss(
         image_ids, text_ids: integers of 32 bits [N] and [M]; those with equal ids belong together. Without
             them image i and text i do. With ``text_ids`` None the texts have the ids of the images.
         normalize: bring the rows to length 1 first; then none may be zero.
-        group: processes over which the samples are spread; see the module.
+        group: processes over which the samples are spread; see :mod:`genssl_fast.ops.contrastive`.
 
     Returns:
         The loss [] in fp32 (fp64 for fp64), the sum over all pairs divided by N.
@@ -480,7 +481,7 @@ def sup_con(
         normalize: bring the rows to length 1 first; then none may be zero.
         reduction: ``"mean"`` over all rows, ``"sum"``, or ``"none"`` for all of them. A row without positives
             has the loss 0.
-        group: processes over which the samples are spread; see the module.
+        group: processes over which the samples are spread; see :mod:`genssl_fast.ops.contrastive`.
 
     Returns:
         The loss [], or [N], in fp32 (fp64 for fp64).

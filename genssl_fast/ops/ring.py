@@ -353,7 +353,8 @@ def pair_logsumexp(
 ) -> tuple[Tensor, Tensor]:
     """:func:`genssl_fast.ops.similarity.pair_logsumexp` of all processes' rows, for those here.
 
-    ``y`` is this process's part of the block ``name``; so is the second result, empty unless ``columns``.
+    ``y`` is this process's part of the block ``name``, and the second result belongs to it, empty unless
+    ``columns``. ``y`` and ``column_bias`` have gradients where some process wants one of the block.
     """
     return _PairLogSumExp.apply(ring, name, columns, x, y, scale, row_bias, column_bias, row_ids, column_ids)
 
