@@ -34,10 +34,10 @@ def checked_matrix(name: str, tensor: Tensor, like: Tensor | None = None, like_n
         )
 
 
-def checked_ids(name: str, ids: Tensor | None, count: int, device: torch.device) -> Tensor:
-    """int32 ids [N] on the device; those of None are 0, 1, …"""
+def checked_ids(name: str, ids: Tensor | None, count: int, device: torch.device, first: int = 0) -> Tensor:
+    """int32 ids [N] on the device; those of None are ``first``, ``first`` + 1, …"""
     if ids is None:
-        return torch.arange(count, dtype=torch.int32, device=device)
+        return torch.arange(first, first + count, dtype=torch.int32, device=device)
     check_tensor(name, ids)
     whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
     if not whole:
@@ -98,7 +98,12 @@ def unit_rows(name: str, tensor: Tensor, normalize: bool) -> Tensor:
     return tensor / norms.clamp_min(SMALLEST_NORM)
 
 
-def reduced(losses: Tensor, reduction: str) -> Tensor:
-    """Mean, sum or all of the losses of rows."""
+def reduced(losses: Tensor, reduction: str, ring=None) -> Tensor:
+    """Mean, sum or all of the losses of rows; with a ring, mean or sum over all processes."""
     check_choice("reduction", reduction, REDUCTIONS)
-    return losses.mean() if reduction == "mean" else losses.sum() if reduction == "sum" else losses
+    if reduction == "none":
+        return losses
+    if ring is None:
+        return losses.mean() if reduction == "mean" else losses.sum()
+    total = ring.total(losses.sum())
+    return total / ring.count if reduction == "mean" else total

@@ -1,12 +1,23 @@
-"""Contrastive losses whose forward and backward never store the matrix of similarities."""
+"""Contrastive losses whose forward and backward never store the matrix of similarities.
+
+**Many processes.** With ``group``, a group of ``torch.distributed`` (True for the default one), the samples
+are spread over its W processes, in parts of one or more, and the loss is that of all of them. Every process
+gets its value. Gradients are W times those of the loss by what a process holds, so that their mean over the
+processes, which ``DistributedDataParallel`` takes, is the gradient of the loss. ``reduction="none"`` gives
+the losses of a process's own rows, and gradients are then those of what all processes make of theirs. Blocks
+of rows travel a ring: a process stores O(N D) for its own N. All processes call a loss and its backward pass
+together, with ids and labels that mean the same on all of them. First derivatives alone.
+"""
 
 import math
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.nn import functional
 
 from genssl_fast._checks import check, check_shape
+from genssl_fast.ops import ring as rings
 from genssl_fast.ops.contrast_checks import (
     checked_ids,
     checked_matrix,
@@ -15,6 +26,7 @@ from genssl_fast.ops.contrast_checks import (
     reduced,
     unit_rows,
 )
+from genssl_fast.ops.ring import Ring
 from genssl_fast.ops.similarity import gram_logsumexp, pair_logsumexp, sigmoid_pairs
 from genssl_fast.reference.integrate import compute_dtype
 
@@ -30,6 +42,7 @@ def nt_xent(
     epsilon: float = 1.0,
     ids: Tensor | None = None,
     reduction: str = "mean",
+    group: "dist.ProcessGroup | bool | None" = None,
 ) -> Tensor:
     r"""The normalised temperature-scaled cross-entropy of SimCLR, over two views of N samples.
 
@@ -49,6 +62,7 @@ def nt_xent(
         epsilon: weight of the positive in the denominator: 1 is NT-Xent, 0 the decoupled loss (DCL).
         ids: integers of 32 bits [N]; samples with equal ids are no negatives of each other.
         reduction: ``"mean"`` over the 2N rows, ``"sum"``, or ``"none"`` for all of them, of ``z1`` first.
+        group: processes over which the samples are spread; see :mod:`genssl_fast.ops.contrastive`.
 
     Returns:
         The loss [], or [2N], in fp32 (fp64 for fp64).
@@ -70,23 +84,73 @@ def nt_xent(
     checked_matrix("z2", z2, z1, "z1")
     check_shape("z2", z2, z1.shape, "that of z1")
     scale = inverse_temperature(temperature, z1)
-    ids = checked_ids("ids", ids, len(z1), z1.device)
     log_epsilon = checked_log_epsilon(epsilon)
+    same = {"normalize": normalize, "epsilon": epsilon, "ids": ids is not None, "reduction": reduction}
+    ring = _ring(group, "nt_xent", {"rows": (z1, z2)}, scale, same)
+    scale = _scale_of_rows(scale, len(z1), ring)
+    ids = checked_ids("ids", ids, len(z1), z1.device, _first_id(ring))
     first, second = unit_rows("z1", z1, normalize), unit_rows("z2", z2, normalize)
-    losses = nt_xent_rows(first, second, scale, ids, log_epsilon)
-    return reduced(losses, reduction)
+    losses = nt_xent_rows(first, second, scale, ids, log_epsilon, ring)
+    return reduced(losses, reduction, ring)
 
 
-def nt_xent_rows(first: Tensor, second: Tensor, scale: Tensor, ids: Tensor, log_epsilon: float) -> Tensor:
+def nt_xent_rows(
+    first: Tensor,
+    second: Tensor,
+    scale: Tensor,
+    ids: Tensor,
+    log_epsilon: float,
+    ring: Ring | None = None,
+) -> Tensor:
     """The losses [2N] of views that are ready, for a scale [] or [N] of any sign."""
-    positive = scale * _products_of_rows(first, second)
+    positive, negatives = view_logits(first, second, scale, ids, ring)
+    return with_positive(negatives - positive.repeat(2), log_epsilon)
+
+
+def view_logits(
+    first: Tensor, second: Tensor, scale: Tensor, ids: Tensor, ring: Ring | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits of the positives [N], and log-sum-exps of the others [2N], of ``first`` first."""
+    positive = scale * products_of_rows(first, second)
     z, ids = torch.cat([first, second]), ids.repeat(2)
     if scale.ndim:
         scaled = z * scale.repeat(2)[:, None]
-        negatives, _ = pair_logsumexp(scaled, z, scale.new_ones(()), None, None, ids, ids, False)
+        negatives, _ = _pair_logsumexp(scaled, z, scale.new_ones(()), ids, ids, False, ring)
     else:
-        negatives = gram_logsumexp(z, scale, None, ids)
-    return with_positive(negatives - positive.repeat(2), log_epsilon)
+        negatives = _gram_logsumexp(z, scale, ids, ring)
+    return positive, negatives
+
+
+def _ring(group, loss: str, blocks: dict, scale: Tensor, same: dict, *others: Tensor) -> Ring | None:
+    """The processes of a group, all of which call the same loss in the same way."""
+    if group is None:
+        return None
+    return Ring(group, blocks, (scale, *others), {"loss": loss} | same, scale.ndim > 0)
+
+
+def _scale_of_rows(scale: Tensor, count: int, ring: Ring | None) -> Tensor:
+    """A number for each row where another process has such: of one row, no shape tells which it is."""
+    return scale.expand(count) if ring is not None and ring.per_row else scale
+
+
+def _first_id(ring: Ring | None, name: str = "rows") -> int:
+    """Of the rows at hand, where users number none."""
+    return 0 if ring is None else ring.offset(name)
+
+
+def _pair_logsumexp(x, y, scale, row_ids, column_ids, columns, ring, name="rows") -> tuple[Tensor, Tensor]:
+    """Over the rows at hand, or with a ring over those of all processes."""
+    pairs = (x, y, scale, None, None, row_ids, column_ids, columns)
+    return pair_logsumexp(*pairs) if ring is None else rings.pair_logsumexp(*pairs, ring, name)
+
+
+def _gram_logsumexp(z, scale, ids, ring) -> Tensor:
+    """Over the rows at hand but each itself, or with a ring over those of all processes."""
+    if ring is None:
+        return gram_logsumexp(z, scale, None, ids)
+    if ids is None:
+        ids = checked_ids("ids", None, len(z), z.device, ring.offset("rows"))
+    return rings.gram_logsumexp(z, scale, None, ids, ring)
 
 
 def checked_log_epsilon(epsilon: float) -> float:
@@ -104,7 +168,7 @@ def with_positive(difference: Tensor, log_epsilon: float = 0.0) -> Tensor:
     return log_epsilon - functional.logsigmoid(log_epsilon - difference)
 
 
-def _products_of_rows(x: Tensor, y: Tensor) -> Tensor:
+def products_of_rows(x: Tensor, y: Tensor) -> Tensor:
     dtype = compute_dtype(x.dtype)
     return (x.to(dtype) * y.to(dtype)).sum(-1)
 
@@ -120,6 +184,7 @@ def info_nce(
     normalize: bool = True,
     ids: Tensor | None = None,
     reduction: str = "mean",
+    group: "dist.ProcessGroup | bool | None" = None,
 ) -> Tensor:
     r"""InfoNCE: each query is to find its key among the keys of the others, or among given negatives.
 
@@ -135,6 +200,8 @@ def info_nce(
         normalize: bring the rows to length 1 first; then none may be zero.
         ids: integers of 32 bits [N]; pairs with equal ids are no negatives of each other.
         reduction: ``"mean"`` over the queries, ``"sum"``, or ``"none"`` for all of them.
+        group: processes over which queries, keys and shared negatives are spread; see
+            :mod:`genssl_fast.ops.contrastive`.
 
     Returns:
         The loss [], or [N], in fp32 (fp64 for fp64).
@@ -159,30 +226,36 @@ def info_nce(
     in_batch = negatives is None if in_batch is None else in_batch
     check(in_batch or negatives is not None, "in_batch", "True without negatives", in_batch)
     check(in_batch or not symmetric, "symmetric", "False without negatives in the batch", symmetric)
-    ids = checked_ids("ids", ids, len(query), query.device)
+    same = {"in_batch": in_batch, "symmetric": symmetric, "normalize": normalize, "reduction": reduction}
+    same |= {"ids": ids is not None, "shape of negatives": getattr(negatives, "ndim", None)}
+    shared = {"negatives": (negatives,)} if getattr(negatives, "ndim", None) == 2 else {}
+    given = (query,) if negatives is None else (query, negatives)
+    ring = _ring(group, "info_nce", {"rows": (key,)} | shared, scale, same, *given)
+    scale = _scale_of_rows(scale, len(query), ring)
+    ids = checked_ids("ids", ids, len(query), query.device, _first_id(ring))
     query, key = unit_rows("query", query, normalize), unit_rows("key", key, normalize)
-    positive = scale * _products_of_rows(query, key)
+    positive = scale * products_of_rows(query, key)
     sums = []
     if in_batch:
-        rows, columns = _in_batch_sums(query, key, scale, ids, symmetric)
+        rows, columns = _in_batch_sums(query, key, scale, ids, symmetric, ring)
         sums.append(rows)
     if negatives is not None:
-        sums.append(_negative_sums(query, negatives, scale, normalize))
+        sums.append(_negative_sums(query, negatives, scale, normalize, ring))
     log_sum = sums[0] if len(sums) == 1 else torch.logaddexp(*sums)
     losses = with_positive(log_sum - positive)
     if symmetric:
         losses = (losses + with_positive(columns - positive)) / 2
-    return reduced(losses, reduction)
+    return reduced(losses, reduction, ring)
 
 
-def _in_batch_sums(query, key, scale, ids, symmetric) -> tuple[Tensor, Tensor]:
+def _in_batch_sums(query, key, scale, ids, symmetric, ring) -> tuple[Tensor, Tensor]:
     """log Σ over other keys [N] and, if ``symmetric``, over other queries [N]."""
     if scale.ndim:
         query, scale = query * scale[:, None], scale.new_ones(())
-    return pair_logsumexp(query, key.to(query.dtype), scale, None, None, ids, ids, symmetric)
+    return _pair_logsumexp(query, key.to(query.dtype), scale, ids, ids, symmetric, ring)
 
 
-def _negative_sums(query, negatives, scale, normalize) -> Tensor:
+def _negative_sums(query, negatives, scale, normalize, ring) -> Tensor:
     """log Σ over negatives [N]."""
     shared = negatives.ndim == 2
     if shared:
@@ -198,7 +271,8 @@ def _negative_sums(query, negatives, scale, normalize) -> Tensor:
         return (logits * (scale[:, None] if scale.ndim else scale)).logsumexp(1)
     if scale.ndim:
         query, scale = query * scale[:, None], scale.new_ones(())
-    return pair_logsumexp(query, negatives.to(query.dtype), scale, None, None, None, None, False)[0]
+    negatives = negatives.to(query.dtype)
+    return _pair_logsumexp(query, negatives, scale, None, None, False, ring, "negatives")[0]
 
 
 def moco_loss(
@@ -209,6 +283,7 @@ def moco_loss(
     *,
     normalize: bool = True,
     reduction: str = "mean",
+    group: "dist.ProcessGroup | bool | None" = None,
 ) -> Tensor:
     r"""The loss of MoCo: each query is to find its key among the keys of earlier batches.
 
@@ -221,6 +296,8 @@ def moco_loss(
         temperature: T > 0, a number, a tensor [], or one for each query [N], learnable.
         normalize: bring ``query`` and ``key`` to length 1 first; then no row may be zero.
         reduction: ``"mean"`` over the queries, ``"sum"``, or ``"none"`` for all of them.
+        group: processes over which queries and keys are spread; see :mod:`genssl_fast.ops.contrastive`. The
+            queue is the same on all of them.
 
     Returns:
         The loss [], or [N], in fp32 (fp64 for fp64).
@@ -241,10 +318,14 @@ def moco_loss(
     checked_matrix("key", key, query, "query")
     checked_matrix("queue", queue, query, "query")
     check(len(queue) >= len(query), "queue", f"at least the {len(query)} rows of a batch", len(queue))
+    scale = inverse_temperature(temperature, query)
+    same = {"normalize": normalize, "reduction": reduction}
+    ring = _ring(group, "moco_loss", {"rows": (query,)}, scale, same)
     query, key = unit_rows("query", query, normalize), unit_rows("key", key, normalize)
-    return info_nce(
-        query, key.detach(), temperature, negatives=queue.detach(), normalize=False, reduction=reduction
+    losses = info_nce(
+        query, key.detach(), temperature, negatives=queue.detach(), normalize=False, reduction="none"
     )
+    return reduced(losses, reduction, ring)
 
 
 def clip_loss(
@@ -255,6 +336,7 @@ def clip_loss(
     *,
     normalize: bool = False,
     ids: Tensor | None = None,
+    group: "dist.ProcessGroup | bool | None" = None,
 ) -> Tensor:
     r"""The loss of CLIP: each image is to find its text and each text its image, in one pass over the pairs.
 
@@ -271,6 +353,7 @@ def clip_loss(
         bias: a number or a tensor []; the loss does not depend on it, and its gradient is exactly 0.
         normalize: bring the rows to length 1 first; then none may be zero.
         ids: integers of 32 bits [N]; pairs with equal ids are no negatives of each other.
+        group: processes over which the samples are spread; see :mod:`genssl_fast.ops.contrastive`.
 
     Returns:
         The loss [] in fp32 (fp64 for fp64).
@@ -291,12 +374,22 @@ def clip_loss(
     checked_matrix("text", text, image, "image")
     check_shape("text", text, image.shape, "that of image")
     scale = checked_number("logit_scale", logit_scale, image)
-    ids = checked_ids("ids", ids, len(image), image.device)
+    same = {"normalize": normalize, "ids": ids is not None}
+    ring = _ring(group, "clip_loss", {"rows": (text,)}, scale, same, image)
+    ids = checked_ids("ids", ids, len(image), image.device, _first_id(ring))
     image, text = unit_rows("image", image, normalize), unit_rows("text", text, normalize)
-    positive = scale * _products_of_rows(image, text)
-    rows, columns = pair_logsumexp(image, text, scale, None, None, ids, ids, True)
-    loss = (with_positive(rows - positive).mean() + with_positive(columns - positive).mean()) / 2
+    rows, columns = clip_rows(image, text, scale, ids, ring)
+    loss = (reduced(rows, "mean", ring) + reduced(columns, "mean", ring)) / 2
     return loss if bias is None else loss + 0 * checked_number("bias", bias, image)
+
+
+def clip_rows(
+    image: Tensor, text: Tensor, scale: Tensor, ids: Tensor, ring: Ring | None
+) -> tuple[Tensor, Tensor]:
+    """The losses of images [N] and of texts [N]."""
+    positive = scale * products_of_rows(image, text)
+    rows, columns = _pair_logsumexp(image, text, scale, ids, ids, True, ring)
+    return with_positive(rows - positive), with_positive(columns - positive)
 
 
 def siglip_loss(
@@ -308,6 +401,7 @@ def siglip_loss(
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
     normalize: bool = False,
+    group: "dist.ProcessGroup | bool | None" = None,
 ) -> Tensor:
     r"""The sigmoid loss of SigLIP: every pair of an image and a text is classified by itself.
 
@@ -326,6 +420,7 @@ def siglip_loss(
         image_ids, text_ids: integers of 32 bits [N] and [M]; those with equal ids belong together. Without
             them image i and text i do. With ``text_ids`` None the texts have the ids of the images.
         normalize: bring the rows to length 1 first; then none may be zero.
+        group: processes over which the samples are spread; see :mod:`genssl_fast.ops.contrastive`.
 
     Returns:
         The loss [] in fp32 (fp64 for fp64), the sum over all pairs divided by N.
@@ -348,10 +443,16 @@ def siglip_loss(
         check(len(text) == len(image), "text", f"the {len(image)} rows of image without text_ids", len(text))
         text_ids = image_ids
     check(image_ids is not None or text_ids is None, "image_ids", "ids beside text_ids", image_ids)
-    image_ids = checked_ids("image_ids", image_ids, len(image), image.device)
-    text_ids = checked_ids("text_ids", text_ids, len(text), text.device)
+    same = {"normalize": normalize, "ids": image_ids is not None}
+    blocks = {"rows": (image,), "texts": (text,)}
+    ring = _ring(group, "siglip_loss", blocks, scale, same, bias)
+    image_ids = checked_ids("image_ids", image_ids, len(image), image.device, _first_id(ring))
+    text_ids = checked_ids("text_ids", text_ids, len(text), text.device, _first_id(ring))
     image, text = unit_rows("image", image, normalize), unit_rows("text", text, normalize)
-    return sigmoid_pairs(image, text, scale, bias, image_ids, text_ids) / len(image)
+    pairs = (image, text, scale, bias, image_ids, text_ids)
+    if ring is None:
+        return sigmoid_pairs(*pairs) / len(image)
+    return ring.total(rings.sigmoid_pairs(*pairs, ring, "texts")) / ring.count
 
 
 def sup_con(
@@ -362,6 +463,7 @@ def sup_con(
     base_temperature: float | None = None,
     normalize: bool = True,
     reduction: str = "mean",
+    group: "dist.ProcessGroup | bool | None" = None,
 ) -> Tensor:
     r"""The supervised contrastive loss: each row is to find the others of its class P(i) among all rows.
 
@@ -379,6 +481,7 @@ def sup_con(
         normalize: bring the rows to length 1 first; then none may be zero.
         reduction: ``"mean"`` over all rows, ``"sum"``, or ``"none"`` for all of them. A row without positives
             has the loss 0.
+        group: processes over which the samples are spread; see :mod:`genssl_fast.ops.contrastive`.
 
     Returns:
         The loss [], or [N], in fp32 (fp64 for fp64).
@@ -398,18 +501,23 @@ def sup_con(
     labels = checked_ids("labels", labels, len(z), z.device)
     scale = inverse_temperature(temperature, z)
     check(scale.ndim == 0, "temperature", "one for all rows", list(scale.shape))
+    same = {"normalize": normalize, "base_temperature": base_temperature, "reduction": reduction}
+    ring = _ring(group, "sup_con", {"rows": (z,)}, scale, same)
     z = unit_rows("z", z, normalize)
-    log_sum = gram_logsumexp(z, scale, None, None)
-    others, count = _sums_of_class(z.to(scale.dtype), labels)
-    positive = scale * _products_of_rows(z, others) / count.clamp_min(1)
+    log_sum = _gram_logsumexp(z, scale, None, ring)
+    others, count = _sums_of_class(z.to(scale.dtype), labels, ring)
+    positive = scale * products_of_rows(z, others) / count.clamp_min(1)
     losses = torch.where(count > 0, log_sum - positive, 0.0)
     if base_temperature is not None:
         losses = losses / (scale * base_temperature)
-    return reduced(losses, reduction)
+    return reduced(losses, reduction, ring)
 
 
-def _sums_of_class(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _sums_of_class(z: Tensor, labels: Tensor, ring: Ring | None) -> tuple[Tensor, Tensor]:
     """For every row the sum of the others of its class [N, D] and their number [N], by a sort."""
+    if ring is not None:
+        sums = rings.class_sums(functional.pad(z, (0, 1), value=1.0), labels, ring)
+        return sums[:, :-1] - z, sums[:, -1] - 1
     order = labels.argsort(stable=True)
     begins = functional.pad(labels[order].diff() != 0, (1, 0))
     place = torch.empty_like(order).scatter_(0, order, begins.cumsum(0))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genssl_fast._checks import check
-from genssl_fast.ssl._pending import sinkhorn
+from genssl_fast.ops.sinkhorn import sinkhorn
 from genssl_fast.ssl.heads import MLPHead, Prototypes
 from genssl_fast.ssl.method import Method, check_views, encode_views
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from genssl_fast._checks import check
-from genssl_fast.ssl._pending import ema_update
+from genssl_fast.ops.ema import ema_update
 
 __all__ = ["Teacher", "cosine_schedule"]
 
@@ -55,4 +55,4 @@ class Teacher(nn.Module):
         """ξ ← m ξ + (1 − m) θ, with m of this moment of training, in [0, 1]."""
         current = [parameter for student in students for parameter in student.parameters()]
         decay = cosine_schedule(self.decay, self.final_decay, progress)
-        ema_update(list(self.networks.parameters()), current, decay)
+        ema_update(self.networks, current, decay)

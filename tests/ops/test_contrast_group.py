@@ -1,0 +1,340 @@
+"""Losses spread over processes against the loss of the whole batch in one: values and gradients as DDP means.
+
+One launch for each number of processes runs everything; tests look at what it found.
+"""
+
+import functools
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import genssl_fast
+from genssl_fast.ops import ring as rings
+from genssl_fast.ops import similarity
+from tests.processes import in_processes
+
+SHARDS = {1: [16], 2: [11, 5], 4: [5, 3, 7, 1]}
+D = 6
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+
+def batch(dtype, shards):
+    """The whole batch: what is spread over processes, and what all of them have."""
+    generator = torch.Generator().manual_seed(7)
+    count = sum(shards)
+
+    def normal(*shape):
+        values = torch.randn(*shape, dtype=torch.float64, generator=generator) / D**0.5
+        return values.to(dtype).requires_grad_()
+
+    def integers(high):
+        return torch.randint(high, (count,), generator=generator)
+
+    def number(value):
+        return torch.tensor(value, dtype=dtype, requires_grad=True)
+
+    spread = {"x": normal(count, D), "y": normal(count, D), "negatives": normal(count, D)}
+    spread |= {"own_negatives": normal(count, 3, D), "row_bias": normal(count), "column_bias": normal(count)}
+    spread["temperatures"] = (0.3 + torch.rand(count, generator=generator)).to(dtype).requires_grad_()
+    spread |= {"ids": integers(12), "other_ids": integers(12), "labels": integers(5)}
+    shared = {"temperature": number(0.4), "scale": number(3.0), "bias": number(-1.5)}
+    shared["queue"] = nn.functional.normalize(normal(20, D).detach())
+    return spread, shared
+
+
+def pairs(t, group):
+    arguments = (t["x"], t["y"], t["scale"], t["row_bias"], t["column_bias"], None, None, True)
+    if group is None:
+        rows, columns = similarity.pair_logsumexp(*arguments)
+        return rows.square().sum() + columns.exp().sum()
+    ring = rings.Ring(group, {"rows": (t["y"],)}, arguments[:5], {})
+    rows, columns = rings.pair_logsumexp(*arguments, ring)
+    return ring.total(rows.square().sum() + columns.exp().sum())
+
+
+def gram(t, group):
+    if group is None:
+        return similarity.gram_logsumexp(t["x"], t["scale"], t["row_bias"], None).square().sum()
+    ring = rings.Ring(group, {"rows": (t["x"],)}, (t["scale"], t["row_bias"]), {})
+    ids = ring.offset("rows") + torch.arange(len(t["x"]), dtype=torch.int32)
+    return ring.total(rings.gram_logsumexp(t["x"], t["scale"], t["row_bias"], ids, ring).square().sum())
+
+
+def losses_of_rows(t, group):
+    """Without reduction: every process weighs its own losses."""
+    losses = genssl_fast.nt_xent(t["x"], t["y"], t["temperature"], reduction="none", group=group)
+    total = (losses * torch.cat([t["row_bias"], t["column_bias"]]).detach()).sum()
+    if group is None:
+        return total
+    return rings.Ring(group, {"rows": (t["x"],)}, (), {}).total(total)
+
+
+CASES = {
+    "nt_xent": lambda t, group: genssl_fast.nt_xent(t["x"], t["y"], t["temperature"], group=group),
+    "nt_xent, sum, 0.01": lambda t, group: genssl_fast.nt_xent(
+        t["x"], t["y"], t["temperature"] / 40, reduction="sum", group=group
+    ),
+    "nt_xent, decoupled, ids": lambda t, group: genssl_fast.nt_xent(
+        t["x"], t["y"], t["temperature"], epsilon=0.0, ids=t["ids"], group=group
+    ),
+    "nt_xent, temperatures": lambda t, group: genssl_fast.nt_xent(
+        t["x"], t["y"], t["temperatures"], normalize=False, group=group
+    ),
+    "info_nce": lambda t, group: genssl_fast.info_nce(t["x"], t["y"], t["temperature"], group=group),
+    "info_nce, symmetric, ids": lambda t, group: genssl_fast.info_nce(
+        t["x"], t["y"], t["temperatures"], symmetric=True, ids=t["ids"], group=group
+    ),
+    "info_nce, constant keys": lambda t, group: genssl_fast.info_nce(
+        t["x"], t["y"].detach(), t["temperature"], group=group
+    ),
+    "info_nce, negatives": lambda t, group: genssl_fast.info_nce(
+        t["x"], t["y"], t["temperature"], negatives=t["negatives"], in_batch=True, group=group
+    ),
+    "info_nce, negatives alone": lambda t, group: genssl_fast.info_nce(
+        t["x"], t["y"], t["temperature"], negatives=t["negatives"], reduction="sum", group=group
+    ),
+    "info_nce, own negatives": lambda t, group: genssl_fast.info_nce(
+        t["x"], t["y"], t["temperature"], negatives=t["own_negatives"], group=group
+    ),
+    "moco_loss": lambda t, group: genssl_fast.moco_loss(
+        t["x"], t["y"], t["queue"], t["temperature"], group=group
+    ),
+    "clip_loss": lambda t, group: genssl_fast.clip_loss(t["x"], t["y"], t["scale"], t["bias"], group=group),
+    "clip_loss, ids": lambda t, group: genssl_fast.clip_loss(
+        t["x"], t["y"], t["scale"], normalize=True, ids=t["ids"], group=group
+    ),
+    "siglip_loss": lambda t, group: genssl_fast.siglip_loss(
+        t["x"], t["y"], t["scale"], t["bias"], group=group
+    ),
+    "siglip_loss, ids": lambda t, group: genssl_fast.siglip_loss(
+        t["x"], t["y"], t["scale"], t["bias"], image_ids=t["ids"], text_ids=t["other_ids"], normalize=True,
+        group=group,
+    ),
+    "sup_con": lambda t, group: genssl_fast.sup_con(t["x"], t["labels"], t["temperature"], group=group),
+    "sup_con, base temperature": lambda t, group: genssl_fast.sup_con(
+        t["x"], t["ids"], t["temperature"], base_temperature=0.07, reduction="sum", group=group
+    ),
+    "losses of rows": losses_of_rows,
+    "pair_logsumexp": pairs,
+    "gram_logsumexp": gram,
+}  # fmt: skip
+
+
+def compared(case, dtype, shards, rank) -> dict[str, float]:
+    """Relative errors of value and gradients of one case, seen by a process."""
+    spread, shared = batch(dtype, shards)
+    expected = case(spread | shared, None)
+    expected.backward()
+    begin = sum(shards[:rank])
+    mine = slice(begin, begin + shards[rank])
+    part = {name: leaf(tensor[mine]) for name, tensor in spread.items()}
+    own = {name: leaf(tensor) for name, tensor in shared.items()}
+    found = case(part | own, True)
+    found.backward()
+    errors = {"value": relative_error(found.detach(), expected.detach())}
+    for name, tensor in (spread | shared).items():
+        if tensor.grad is None:
+            continue
+        if name in spread:
+            got, wanted, of = part[name].grad / len(shards), tensor.grad[mine], tensor.grad
+        else:
+            dist.all_reduce(own[name].grad)
+            got = own[name].grad / len(shards)
+            wanted = of = tensor.grad
+        errors[name] = relative_error(got, wanted, of)
+    return errors
+
+
+def leaf(tensor):
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
+def relative_error(found, expected, of=None):
+    """Of the largest number in the whole tensor."""
+    largest = (expected if of is None else of).abs().max().item()
+    difference = (found - expected).abs().max().item()
+    return difference / largest if largest else difference
+
+
+class Towers(nn.Module):
+    """Two linear towers with CLIP's scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.text = nn.Linear(5, D), nn.Linear(5, D)
+        self.log_scale = nn.Parameter(torch.tensor(1.2))
+
+    def forward(self, images, texts):
+        return self.image(images), self.text(texts), self.log_scale.exp()
+
+
+def trained(shards, rank) -> float:
+    """The largest relative error of DistributedDataParallel's gradients."""
+    torch.manual_seed(3)
+    alone, inputs = Towers(), torch.randn(2, sum(shards), 5)
+    spread = Towers()
+    spread.load_state_dict(alone.state_dict())
+    mine = inputs.split(shards, 1)[rank]
+    genssl_fast.clip_loss(*alone(*inputs)).backward()
+    model = DistributedDataParallel(spread)
+    genssl_fast.clip_loss(*model(*mine), group=dist.group.WORLD).backward()
+    return max(relative_error(p.grad, q.grad) for p, q in zip(spread.parameters(), alone.parameters()))
+
+
+def repeated(shards, rank) -> bool:
+    """Whether two runs are bitwise equal."""
+
+    def run():
+        spread, shared = batch(torch.float32, [len(shards) * 40])
+        part = {name: leaf(tensor.chunk(len(shards))[rank]) for name, tensor in spread.items()}
+        loss = genssl_fast.info_nce(part["x"], part["y"], shared["temperature"], symmetric=True, group=True)
+        loss.backward()
+        return loss.detach(), part["x"].grad, part["y"].grad, shared["temperature"].grad
+
+    return all(map(torch.equal, run(), run()))
+
+
+def saved_bytes(count) -> int:
+    """What a backward pass keeps of ``count`` rows of each process."""
+    sizes = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x, y = torch.randn(2, count, D).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = genssl_fast.clip_loss(x, y, torch.tensor(2.0, requires_grad=True), group=True)
+    loss.backward()
+    return sum(sizes.values())
+
+
+def message(kind, call) -> str:
+    """Of the error that a call must raise."""
+    with pytest.raises(kind) as raised:
+        call()
+    return str(raised.value)
+
+
+def errors(rank, size) -> dict[str, str]:
+    """Messages of what must fail on every process."""
+    x = torch.randn(4, D, requires_grad=True)
+    wide = torch.randn(4, D + rank)
+    found = {
+        "second": message(
+            NotImplementedError,
+            lambda: torch.autograd.grad(genssl_fast.info_nce(x, x, group=True), x, create_graph=True),
+        ),
+        "grad": message(
+            NotImplementedError,
+            lambda: torch.func.grad(lambda x: genssl_fast.clip_loss(x, x, 1.0, group=True))(x),
+        ),
+        "jvp": message(NotImplementedError, lambda: forward_mode(x.detach())),
+        "kind": message(TypeError, lambda: genssl_fast.nt_xent(x, x, group="all")),
+    }
+    if size == 1:
+        return found
+    calls = {
+        "D": lambda: genssl_fast.nt_xent(wide, wide, group=True),
+        "dtype": lambda: genssl_fast.sup_con(
+            x.detach().to((torch.float32, torch.float64)[rank % 2]), torch.arange(4), group=True
+        ),
+        "normalize": lambda: genssl_fast.siglip_loss(x, x, 1.0, 0.0, normalize=rank == 0, group=True),
+        "gradients": lambda: genssl_fast.info_nce(*[x if rank else x.detach()] * 2, group=True),
+        "ids": lambda: genssl_fast.clip_loss(
+            x, x, 1.0, ids=torch.arange(4) if rank else None, group=True
+        ),
+    }  # fmt: skip
+    return found | {name: message(ValueError, call) for name, call in calls.items()}
+
+
+def forward_mode(x):
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        genssl_fast.nt_xent(dual, dual, group=True)
+
+
+def in_a_part(rank) -> float:
+    """The error of the loss of two processes out of four; a process outside cannot call it."""
+    members = [1, 3]
+    group = dist.new_group(members)
+    x = torch.arange(4 * 3 * D).view(4, 3, D).sin()
+    if rank not in members:
+        message(TypeError, lambda: genssl_fast.nt_xent(x[rank], x[rank].cos(), group=group))
+        return 0.0
+    both = x[members].flatten(0, 1)
+    found = genssl_fast.nt_xent(x[rank], x[rank].cos(), group=group)
+    return relative_error(found, genssl_fast.nt_xent(both, both.cos()))
+
+
+def process(rank, shards) -> dict:
+    """Everything, in one of the processes."""
+    found = {
+        (name, dtype): compared(case, dtype, shards, rank)
+        for name, case in CASES.items()
+        for dtype in TOLERANCE
+    }
+    found |= {"trained": trained(shards, rank), "repeated": repeated(shards, rank)}
+    found |= {"saved": [saved_bytes(count) for count in (64, 128)], "errors": errors(rank, len(shards))}
+    return found | {"in a part": in_a_part(rank) if len(shards) == 4 else 0.0}
+
+
+@functools.cache
+def outcomes(size) -> list[dict]:
+    """What each of ``size`` processes found."""
+    return in_processes(size, process, SHARDS[size])
+
+
+over_sizes = pytest.mark.parametrize("size", SHARDS)
+
+
+@over_sizes
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_loss_of_the_whole_batch(name, dtype, size):
+    for rank, found in enumerate(outcomes(size)):
+        for of, error in found[name, dtype].items():
+            assert error <= TOLERANCE[dtype], (rank, of)
+
+
+@over_sizes
+def test_gradients_of_data_parallel_training(size):
+    assert max(found["trained"] for found in outcomes(size)) <= 1e-6
+
+
+@over_sizes
+def test_two_runs_are_equal(size):
+    assert all(found["repeated"] for found in outcomes(size))
+
+
+@over_sizes
+def test_memory_is_that_of_the_rows_at_hand(size):
+    for found in outcomes(size):
+        small, large = found["saved"]
+        assert large <= 2.1 * small
+        assert large <= 128 * 4 * (4 * D + 16)
+
+
+def test_a_part_of_the_processes():
+    assert max(found["in a part"] for found in outcomes(4)) <= 1e-6
+
+
+@over_sizes
+def test_errors(size):
+    for found in outcomes(size):
+        messages = found["errors"]
+        for name in ("second", "grad", "jvp"):
+            assert "without group" in messages[name]
+        assert "group" in messages["kind"]
+        for name in ("D", "dtype", "normalize", "gradients", "ids")[: 0 if size == 1 else None]:
+            assert "group" in messages[name]
+            assert name in messages[name]
+
+
+def test_without_processes():
+    with pytest.raises(RuntimeError, match=r"group: expected .* initialised"):
+        genssl_fast.nt_xent(torch.ones(2, 2), torch.ones(2, 2), group=True)
