@@ -186,7 +186,8 @@ def kernel_packages() -> list[str]:
 setup(
     packages=find_packages(include=["genssl_fast*"]) + kernel_packages(),
     package_dir={"genssl_fast.kernels": "kernels"},
-    package_data={name: ["*.h", "*.cpp", "*.cu", "*.cuh"] for name in kernel_packages()},
+    package_data={name: ["*.h", "*.cpp", "*.cu", "*.cuh"] for name in kernel_packages()}
+    | {"genssl_fast.ssl": ["recipes/*.toml"]},
     ext_modules=[Extension("genssl_fast._native", sources=[])],
     cmdclass={"build_ext": build_kernels},
 )

@@ -12,13 +12,11 @@ References:
 import argparse
 import copy
 
-import numpy as np
 import torch
-from sklearn import datasets
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from genssl_fast.data import NUM_TRAINING_DIGITS, load_digits
+from genssl_fast.data import load_digits
 from genssl_fast.flows import FlowGMM, RealNVP
 from genssl_fast.preprocessing import Preprocessing
 from genssl_fast.progress import ProgressReport
@@ -41,10 +39,9 @@ def main() -> None:
 
 
 def labels() -> tuple[Tensor, Tensor]:
-    """Labels of all training and test digits, in the order of `load_digits`."""
-    order = np.random.RandomState(0).permutation(1797)
-    classes = torch.from_numpy(datasets.load_digits().target[order])
-    return classes[:NUM_TRAINING_DIGITS], classes[NUM_TRAINING_DIGITS:]
+    """Of all training and test digits."""
+    training, test = load_digits()
+    return training.labels, test.labels
 
 
 def labelled() -> Tensor:

@@ -1,6 +1,6 @@
 """Compiled kernels for generative and self-supervised learning in PyTorch."""
 
-from genssl_fast import diffusion, flows, integrations, nn, reference
+from genssl_fast import diffusion, flows, integrations, nn, reference, ssl
 from genssl_fast._random import Stream, step_counter
 from genssl_fast._version import __version__
 from genssl_fast.accelerate import AccelerationReport, accelerate
@@ -106,6 +106,7 @@ __all__ = [
     "sinkhorn",
     "soft_cross_entropy",
     "squeeze2d",
+    "ssl",
     "step_counter",
     "sup_con",
     "time_embedding",

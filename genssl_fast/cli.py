@@ -13,9 +13,10 @@ from genssl_fast._version import __version__
 __all__ = ["main"]
 
 COMMANDS = {
-    "train": "train a score model or a normalizing flow and write a checkpoint",
+    "train": "train a score model, a normalizing flow or a self-supervised backbone and write a checkpoint",
     "sample": "draw samples from a checkpoint",
     "likelihood": "evaluate the log-likelihood of data under a flow",
+    "embed": "turn data into features by a self-supervised backbone, and say what they are worth",
     "doctor": "say what this machine and this installation can do",
     "bench": "measure every operation against PyTorch and the best public peers",
 }
@@ -58,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     debug.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     parser = argparse.ArgumentParser(
         prog="genssl-fast",
-        description="Train score models and normalizing flows and draw samples from them, fast and "
-        "reproducibly.",
+        description="Train score models and normalizing flows and draw samples from them, or train "
+        "backbones without labels; fast and reproducibly.",
         epilog="Begin with 'genssl-fast doctor', then 'genssl-fast train --data digits --out "
         "digits.safetensors' and 'genssl-fast sample --checkpoint digits.safetensors --count 64 "
         "--out digits.npz'.",

@@ -20,11 +20,13 @@ __all__ = [
     "load_dataset",
     "load_density",
     "load_digits",
+    "load_nuisance_digits",
 ]
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 NUM_TRAINING_DIGITS = 1437
 NUM_TRAINING_PATIENTS = 455
+NUISANCE_SIDE = 16
 
 
 class Scale(NamedTuple):
@@ -96,12 +98,14 @@ class Dataset(NamedTuple):
     """Samples [N, ...] in fp32, scaled to [-1, 1], and the scale they came from.
 
     ``num_levels`` counts the equidistant values that discrete data can take, ``scale.low`` and
-    ``scale.high`` among them; None for continuous data.
+    ``scale.high`` among them; None for continuous data. ``labels`` are classes, int64 [N], where they are
+    known.
     """
 
     samples: Tensor
     scale: Scale
     num_levels: int | None = None
+    labels: Tensor | None = None
 
 
 def load_digits() -> tuple[Dataset, Dataset]:
@@ -121,12 +125,44 @@ def load_digits() -> tuple[Dataset, Dataset]:
     """
     from sklearn import datasets
 
-    images = torch.from_numpy(datasets.load_digits().images).float().unsqueeze(1)
-    order = torch.from_numpy(np.random.RandomState(0).permutation(len(images)))
+    digits = datasets.load_digits()
+    order = torch.from_numpy(np.random.RandomState(0).permutation(len(digits.images)))
     scale = Scale(0.0, 16.0)
-    images = scale.normalize(images[order])
-    training, held_out = images[:NUM_TRAINING_DIGITS], images[NUM_TRAINING_DIGITS:]
-    return Dataset(training, scale, 17), Dataset(held_out, scale, 17)
+    images = scale.normalize(torch.from_numpy(digits.images).float().unsqueeze(1)[order])
+    labels = torch.from_numpy(digits.target).long()[order]
+    count = NUM_TRAINING_DIGITS
+    return Dataset(images[:count], scale, 17, labels[:count]), Dataset(
+        images[count:], scale, 17, labels[count:]
+    )
+
+
+def load_nuisance_digits(seed: int = 0) -> tuple[Dataset, Dataset]:
+    """The digits of :func:`load_digits`, each at a random place of a canvas of 16×16, half of them inverted.
+
+    The parts are [1437, 1, 16, 16] and [360, 1, 16, 16]. Place and inversion say nothing of the digit, but
+    outweigh it in the pixels: of them, a linear classifier learns next to nothing. Features that are learned
+    without labels are worth what they ignore.
+
+    Arguments:
+        seed: Of places and inversions.
+
+    Example:
+        >>> training, held_out = load_nuisance_digits()
+        >>> training.samples.shape
+        torch.Size([1437, 1, 16, 16])
+    """
+    parts, generator = load_digits(), np.random.RandomState(seed)
+    return tuple(_with_nuisance(part, generator) for part in parts)
+
+
+def _with_nuisance(digits: Dataset, generator: np.random.RandomState) -> Dataset:
+    count, side = len(digits.samples), digits.samples.shape[-1]
+    canvas = torch.full((count, 1, NUISANCE_SIDE, NUISANCE_SIDE), -1.0)
+    corners = generator.randint(0, NUISANCE_SIDE - side + 1, (count, 2))
+    for image, digit, (top, left) in zip(canvas, digits.samples, corners.tolist()):
+        image[:, top : top + side, left : left + side] = digit
+    inverted = torch.from_numpy(generator.rand(count) < 0.5).view(-1, 1, 1, 1)
+    return digits._replace(samples=torch.where(inverted, -canvas, canvas))
 
 
 def load_breast_cancer() -> tuple[Dataset, Dataset]:
@@ -146,13 +182,14 @@ def load_breast_cancer() -> tuple[Dataset, Dataset]:
     """
     from sklearn import datasets
 
-    measurements = datasets.load_breast_cancer().data
-    measurements = measurements[np.random.RandomState(0).permutation(len(measurements))]
+    patients = datasets.load_breast_cancer()
+    order = np.random.RandomState(0).permutation(len(patients.data))
+    measurements, labels = patients.data[order], torch.from_numpy(patients.target).long()[order]
     training = measurements[:NUM_TRAINING_PATIENTS]
     standardized = torch.from_numpy((measurements - training.mean(0)) / training.std(0)).float()
     # Standardized values are the unit of these data.
-    parts = standardized[:NUM_TRAINING_PATIENTS], standardized[NUM_TRAINING_PATIENTS:]
-    return Dataset(parts[0], Scale(-1.0, 1.0)), Dataset(parts[1], Scale(-1.0, 1.0))
+    parts = slice(NUM_TRAINING_PATIENTS), slice(NUM_TRAINING_PATIENTS, None)
+    return tuple(Dataset(standardized[part], Scale(-1.0, 1.0), labels=labels[part]) for part in parts)
 
 
 def load_density(name: str, count: int = 20000, *, seed: int = 0) -> Dataset:
@@ -203,9 +240,10 @@ def load_dataset(source: str | Path, *, scale: Scale | None = None, per_entry: b
     """The data that `--data` names.
 
     Arguments:
-        source: `"digits"`, `"breast_cancer"`, `"moons"`, `"checkerboard"` or `"two_rings"` for the
-            training part of what is bundled, followed by `":test"` for the held-out part; a `.npy` or
-            `.npz` file with an array [N, ...] of real numbers; or a folder of images of one size.
+        source: `"digits"`, `"nuisance_digits"`, `"breast_cancer"`, `"moons"`, `"checkerboard"` or
+            `"two_rings"` for the training part of what is bundled, followed by `":test"` for the held-out
+            part; a `.npy` or `.npz` file with an array [N, ...] of real numbers, and in a `.npz` file
+            perhaps integers `labels` [N]; or a folder of images of one size.
         scale: What becomes [-1, 1]; by default that of the data.
         per_entry: Whether every entry of the samples of a continuous array has its own scale.
 
@@ -224,7 +262,8 @@ def load_dataset(source: str | Path, *, scale: Scale | None = None, per_entry: b
     if path.is_dir():
         return _dataset(_read_images(path), path, scale, per_entry)
     if path.suffix in (".npy", ".npz"):
-        return _dataset(_read_array(path), path, scale, per_entry)
+        array, labels = _read_array(path)
+        return _dataset(array, path, scale, per_entry)._replace(labels=labels)
     got = f"{path}" if path.exists() else f"{path}, which does not exist"
     names = ", ".join(BUNDLED)
     raise ValueError(f"data: expected one of {names}, a .npy or .npz file or a folder of images, got {got}")
@@ -236,6 +275,7 @@ def _load_density_parts(name: str) -> tuple[Dataset, Dataset]:
 
 BUNDLED: dict[str, Callable[[], tuple[Dataset, Dataset]]] = {
     "digits": load_digits,
+    "nuisance_digits": load_nuisance_digits,
     "breast_cancer": load_breast_cancer,
 } | {name: partial(_load_density_parts, name) for name in DENSITIES}
 
@@ -243,7 +283,8 @@ BUNDLED: dict[str, Callable[[], tuple[Dataset, Dataset]]] = {
 def _rescaled(dataset: Dataset, scale: Scale | None, source: str | Path) -> Dataset:
     if scale is None or scale == dataset.scale:
         return dataset
-    return _normalized(dataset.scale.restore(dataset.samples.double()), scale, dataset.num_levels, source)
+    values = dataset.scale.restore(dataset.samples.double())
+    return _normalized(values, scale, dataset.num_levels, source)._replace(labels=dataset.labels)
 
 
 def _normalized(values: Tensor, scale: Scale, num_levels: int | None, source: str | Path) -> Dataset:
@@ -283,7 +324,8 @@ def _nested_tuple(values: float | list | tuple) -> float | tuple:
     return tuple(map(_nested_tuple, values)) if isinstance(values, list | tuple) else values
 
 
-def _read_array(path: Path) -> np.ndarray:
+def _read_array(path: Path) -> tuple[np.ndarray, Tensor | None]:
+    """The samples in a file, and their labels if it has some."""
     try:
         content = np.load(path, allow_pickle=False)
     except FileNotFoundError:
@@ -293,11 +335,19 @@ def _read_array(path: Path) -> np.ndarray:
             f"data: expected a NumPy array, got {path}, which cannot be read ({error})"
         ) from error
     if isinstance(content, np.ndarray):
-        return content
+        return content, None
     names = content.files
     found = len(names) == 1 or "samples" in names
     check(found, "data", "one array or one called 'samples'", f"{names} in {path}")
-    return content["samples" if "samples" in names else names[0]]
+    samples = content["samples" if "samples" in names else names[0]]
+    return samples, _labels(content["labels"], len(samples), path) if "labels" in names else None
+
+
+def _labels(labels: np.ndarray, count: int, path: Path) -> Tensor:
+    fits = labels.dtype.kind in "iu" and labels.shape == (count,)
+    expected = f"integers 'labels' of shape [{count}], one for each sample"
+    check(fits, "data", expected, f"dtype {labels.dtype} and shape {list(labels.shape)} in {path}")
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 def _read_images(folder: Path) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,15 @@ from genssl_fast.ops.ema import ema_update
 from genssl_fast.ops.random import random_uniform
 from genssl_fast.score_model import WEIGHTINGS, ScoreModel, ScoreModelConfig
 
-__all__ = ["FlowTrainer", "FlowTrainingConfig", "ScoreTrainer", "Trainer", "TrainingConfig"]
+__all__ = [
+    "AveragingTrainer",
+    "FlowTrainer",
+    "FlowTrainingConfig",
+    "ScoreTrainer",
+    "Trainer",
+    "TrainingConfig",
+    "check_schedule",
+]
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_schedule(self)
+        check_schedule(self)
+        check(0 <= self.ema < 1, "ema", "a number in [0, 1)", self.ema)
         check_choice("weighting", self.weighting, WEIGHTINGS)
 
 
@@ -79,18 +88,19 @@ class FlowTrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_schedule(self)
+        check_schedule(self)
+        check(0 <= self.ema < 1, "ema", "a number in [0, 1)", self.ema)
         check(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
         check(0 <= self.held_out <= 0.5, "held_out", "a number in [0, 0.5]", self.held_out)
         check(self.validate_every >= 1, "validate_every", "at least 1", self.validate_every)
         check(self.patience >= 1, "patience", "at least 1", self.patience)
 
 
-def _check_schedule(config: TrainingConfig | FlowTrainingConfig) -> None:
+def check_schedule(config: Any) -> None:
+    """What every configuration of a training has."""
     check(config.steps >= 1, "steps", "at least 1", config.steps)
     check(config.batch >= 1, "batch", "at least 1", config.batch)
     check(config.learning_rate > 0, "learning_rate", "a positive number", config.learning_rate)
-    check(0 <= config.ema < 1, "ema", "a number in [0, 1)", config.ema)
 
 
 class Trainer:
@@ -115,9 +125,8 @@ class Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.model = self.model_type(model).to(device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
         decay = getattr(config, "weight_decay", 0.0)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=decay, foreach=True)
+        self.optimizer = torch.optim.AdamW(self._parameters(), weight_decay=decay, foreach=True)
 
     @property
     def finished(self) -> bool:
@@ -143,8 +152,8 @@ class Trainer:
 
     @property
     def best(self) -> nn.Module:
-        """The model that training is for: the averaged weights."""
-        return self.average
+        """The model that training is for."""
+        return self.model
 
     def train_step(self, samples: Tensor) -> Tensor:
         """One step on a batch drawn from samples [N, *shape] in [-1, 1].
@@ -160,11 +169,11 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        self._update_average()
+        self._after_step()
         return loss.detach()
 
     def save_model(self, path: str | Path, **facts: Any) -> None:
-        """Writes the weights to use, which are averages over steps."""
+        """Writes the weights to use, those of :attr:`best`."""
         self.best.save(path, training=asdict(self.config) | dict(step=self.step), **facts)
 
     def save(self, path: str | Path, **facts: Any) -> None:
@@ -193,7 +202,7 @@ class Trainer:
             The trainer and the facts that were saved with it.
         """
         tensors, config = load_checkpoint(path)
-        types = {trainer.kind: trainer for trainer in cls.__subclasses__() or [cls]}
+        types = {trainer.kind: trainer for trainer in _leaves(cls)}
         kind = config.get("kind")
         if kind not in types:
             raise CheckpointError(f"resume: expected a {' or '.join(types)}, got {kind!r} in {path}")
@@ -206,33 +215,34 @@ class Trainer:
     def _loss(self, batch: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _after_step(self) -> None:
+        """What follows the optimizer's step."""
+
+    def _parameters(self) -> Iterable[Any]:
+        """What the optimizer trains: parameters, or groups of them."""
+        return self.model.parameters()
+
     def _stored(self, model: nn.Module) -> nn.Module:
         """The part of a model that is trained and saved."""
         return model
 
     def _batch(self, count: int, device: torch.device) -> Tensor:
+        return (self._numbers(self.config.batch, device) * count).long().clamp(max=count - 1)
+
+    def _numbers(self, count: int, device: torch.device) -> Tensor:
+        """Uniform numbers [count] that choose the batch of this step."""
         # The complement of the seed keeps these numbers apart from those of the objective.
-        numbers = random_uniform(
-            (self.config.batch,),
-            seed=~self.config.seed,
-            step=step_counter(Stream.DATA, self.step),
-            device=device,
-        )
-        return (numbers * count).long().clamp(max=count - 1)
+        step = step_counter(Stream.DATA, self.step)
+        return random_uniform((count,), seed=~self.config.seed, step=step, device=device)
 
     def _learning_rate(self) -> float:
         warmup = min(1.0, (self.step + 1) / max(self.config.warmup, 1))
         decay = 0.5 * (1 + math.cos(math.pi * min(self.step / self.config.steps, 1.0)))
         return self.config.learning_rate * warmup * decay
 
-    def _update_average(self) -> None:
-        # The first weights are far from any good: a short memory forgets them.
-        ema_update(self.average, self.model, min(self.config.ema, (1 + self.step) / (10 + self.step)))
-
     def _tensors(self) -> dict[str, Tensor]:
-        model, average = self._stored(self.model), self._stored(self.average)
+        model = self._stored(self.model)
         tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
         for name, parameter in model.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = value
@@ -241,7 +251,6 @@ class Trainer:
     def _restore(self, tensors: dict[str, Tensor], step: int) -> None:
         self.step = step
         self._stored(self.model).load_state_dict(_under("model.", tensors))
-        self._stored(self.average).load_state_dict(_under("average.", tensors))
         keys = ("step", "exp_avg", "exp_avg_sq")
         moments = {key: _under(f"optimizer.{key}.", tensors) for key in keys}
         for name, parameter in self._stored(self.model).named_parameters():
@@ -251,7 +260,36 @@ class Trainer:
                 self.optimizer.state[parameter] = state | dict(step=moments["step"][name])
 
 
-class ScoreTrainer(Trainer):
+class AveragingTrainer(Trainer):
+    """Training for the exponential moving average of the weights; see :class:`Trainer`.
+
+    Attributes:
+        average: The model with averaged weights.
+    """
+
+    def __init__(self, model: Any, config: Any, *, device: torch.device | str = "cpu") -> None:
+        super().__init__(model, config, device=device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+
+    @property
+    def best(self) -> nn.Module:
+        """The averaged weights."""
+        return self.average
+
+    def _after_step(self) -> None:
+        # The first weights are far from any good: a short memory forgets them.
+        ema_update(self.average, self.model, min(self.config.ema, (1 + self.step) / (10 + self.step)))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        average = self._stored(self.average).state_dict()
+        return super()._tensors() | {f"average.{k}": v for k, v in average.items()}
+
+    def _restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        super()._restore(tensors, step)
+        self._stored(self.average).load_state_dict(_under("average.", tensors))
+
+
+class ScoreTrainer(AveragingTrainer):
     """Trains a :class:`ScoreModel`; see :class:`Trainer`.
 
     Example:
@@ -276,7 +314,7 @@ class ScoreTrainer(Trainer):
         return model.network
 
 
-class FlowTrainer(Trainer):
+class FlowTrainer(AveragingTrainer):
     """Trains a :class:`FlowModel` and keeps the averaged weights that validated best; see :class:`Trainer`.
 
     Attributes:
@@ -396,6 +434,11 @@ class FlowTrainer(Trainer):
         self._best.load_state_dict(_under("best.", tensors))
         self.best_loss, best_step = tensors["validation"].tolist()
         self.best_step = int(best_step)
+
+
+def _leaves(cls: type[Trainer]) -> list[type[Trainer]]:
+    """The classes below this one that nothing derives from, or itself."""
+    return [leaf for below in cls.__subclasses__() for leaf in _leaves(below)] or [cls]
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

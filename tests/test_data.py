@@ -13,6 +13,7 @@ from genssl_fast.data import (
     load_dataset,
     load_density,
     load_digits,
+    load_nuisance_digits,
 )
 
 
@@ -29,6 +30,66 @@ def test_digits_are_split_by_the_agreed_permutation():
     np.testing.assert_array_equal(
         held_out.samples[-1, 0].numpy(), (images[order[-1]] / 8 - 1).astype(np.float32)
     )
+
+
+def test_labels_are_those_of_scikit_learn():
+    from sklearn import datasets
+
+    for source in ("digits", "nuisance_digits", "breast_cancer"):
+        bundled = datasets.load_breast_cancer() if source == "breast_cancer" else datasets.load_digits()
+        order = np.random.RandomState(0).permutation(len(bundled.target))
+        found = torch.cat([load_dataset(source).labels, load_dataset(f"{source}:test").labels])
+        np.testing.assert_array_equal(found, bundled.target[order])
+    assert load_dataset("moons").labels is None
+    rescaled = load_dataset("digits", scale=Scale(0.0, 32.0))
+    assert torch.equal(rescaled.labels, load_dataset("digits").labels)
+
+
+def test_nuisance_digits_are_digits_at_a_place():
+    for digits, part in zip(load_digits(), load_nuisance_digits()):
+        canvas, digits = part.samples, digits.samples
+        assert canvas.shape == (len(digits), 1, 16, 16)
+        assert 0.4 < (canvas.median(3).values.median(2).values > 0).double().mean() < 0.6
+        windows = canvas.unfold(2, 8, 1).unfold(3, 8, 1).flatten(1, 3)
+        matches = torch.stack([(windows == sign * digits).all(3).all(2) for sign in (1, -1)])
+        assert matches.any(2).any(0).all()
+        assert matches.any(2).double().mean(1).min() > 0.4
+
+
+def test_nuisance_digits_depend_on_their_seed_alone():
+    first, again, other = (load_nuisance_digits(seed)[1].samples for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_pixels_of_nuisance_digits_say_little():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
+    training, held_out = load_nuisance_digits()
+    pixels, test = training.samples.flatten(1), held_out.samples.flatten(1)
+    neighbours = KNeighborsClassifier(5).fit(pixels, training.labels).score(test, held_out.labels)
+    linear = LogisticRegression(max_iter=2000).fit(pixels, training.labels).score(test, held_out.labels)
+    assert neighbours == pytest.approx(0.42, abs=0.03)
+    assert linear == pytest.approx(0.16, abs=0.03)
+
+
+def test_arrays_may_have_labels(tmp_path):
+    np.savez(
+        tmp_path / "a.npz", samples=np.random.RandomState(0).rand(3, 2), labels=np.array([2, 0, 1], np.int8)
+    )
+    labels = load_dataset(tmp_path / "a.npz").labels
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("labels", [np.zeros(2, np.int64), np.zeros(3), np.zeros((3, 1), np.int64)])
+def test_labels_that_do_not_fit_are_refused(tmp_path, labels):
+    np.savez(tmp_path / "a.npz", samples=np.random.RandomState(0).rand(3, 2), labels=labels)
+    with pytest.raises(
+        ValueError, match=r"^data: expected integers 'labels' of shape \[3\], one for each sample"
+    ):
+        load_dataset(tmp_path / "a.npz")
 
 
 def test_breast_cancer_is_split_by_the_agreed_permutation_and_standardized():
@@ -48,7 +109,7 @@ def test_breast_cancer_is_split_by_the_agreed_permutation_and_standardized():
 
 @pytest.mark.parametrize("name", DENSITIES)
 def test_densities_depend_on_their_seed_alone(name):
-    samples, scale, num_levels = load_density(name, 500)
+    samples, scale, num_levels, _ = load_density(name, 500)
     assert samples.shape == (500, 2)
     assert scale == Scale(-3.0, 3.0)
     assert num_levels is None
@@ -59,8 +120,8 @@ def test_densities_depend_on_their_seed_alone(name):
 
 def test_densities_have_their_shapes():
     def points(name):
-        samples, scale, _ = load_density(name, 4000)
-        return scale.restore(samples).double()
+        density = load_density(name, 4000)
+        return density.scale.restore(density.samples).double()
 
     square = (points("checkerboard") / 1.5).floor() + 2
     assert square.unique(dim=0).shape == (8, 2)
@@ -79,7 +140,8 @@ def test_bundled_data_have_a_held_out_part(name):
     training, held_out = load_dataset(name), load_dataset(f"{name}:test")
     assert training.samples.shape[1:] == held_out.samples.shape[1:]
     assert len(training.samples) > len(held_out.samples)
-    assert training[1:] == held_out[1:]
+    assert training[1:3] == held_out[1:3]
+    assert (training.labels is None) == (held_out.labels is None)
     with pytest.raises(ValueError, match=f"expected one of digits, .*got {name}:training"):
         load_dataset(f"{name}:training")
 
@@ -96,7 +158,7 @@ def test_arrays_are_scaled_by_their_range(tmp_path, suffix):
     array = np.array([[0.0, 5.0], [10.0, 2.5]])
     path = tmp_path / f"data{suffix}"
     np.save(path, array) if suffix == ".npy" else np.savez(path, values=array)
-    samples, scale, num_levels = load_dataset(path)
+    samples, scale, num_levels, _ = load_dataset(path)
     assert samples.dtype == torch.float32
     assert samples.tolist() == [[-1.0, 0.0], [1.0, -0.5]]
     assert scale == Scale(0.0, 10.0)
@@ -110,7 +172,7 @@ def test_every_entry_may_have_its_scale(tmp_path):
     columns += [np.full(50, 0.3) * (1 + 1e-17 * generator.randn(50)), np.zeros(50)]
     array = np.stack(columns, axis=1)
     np.save(tmp_path / "table.npy", array)
-    samples, scale, _ = load_dataset(tmp_path / "table.npy", per_entry=True)
+    samples, scale, *_ = load_dataset(tmp_path / "table.npy", per_entry=True)
     assert samples.dtype == torch.float32
     assert samples[:, :3].amax(0).tolist() == [1, 1, 1]
     assert samples[:, :3].amin(0).tolist() == [-1, -1, -1]
@@ -121,12 +183,12 @@ def test_every_entry_may_have_its_scale(tmp_path):
     expected = np.log(np.ptp(array[:, :3], axis=0) / 2).sum() + np.log(0.3)
     assert scale.log_volume((5,)) == pytest.approx(expected)
     assert Scale.of(*[list(bound) for bound in scale]) == scale
-    assert load_dataset(tmp_path / "table.npy", scale=scale)[1:] == (scale, None)
+    assert load_dataset(tmp_path / "table.npy", scale=scale)[1:] == (scale, None, None)
 
 
 def test_a_given_scale_is_used(tmp_path):
     np.save(tmp_path / "one.npy", np.array([[1.0, 3.0]]))
-    samples, scale, _ = load_dataset(tmp_path / "one.npy", scale=Scale((0, 2), (4, 4)))
+    samples, scale, *_ = load_dataset(tmp_path / "one.npy", scale=Scale((0, 2), (4, 4)))
     assert samples.tolist() == [[-0.5, 0.0]]
     assert scale == Scale((0, 2), (4, 4))
     digits = load_dataset("digits", scale=Scale(0.0, 32.0))
@@ -137,7 +199,7 @@ def test_a_given_scale_is_used(tmp_path):
 
 def test_eight_bit_arrays_span_their_type(tmp_path):
     np.save(tmp_path / "bytes.npy", np.full((2, 3), 51, dtype=np.uint8))
-    samples, scale, num_levels = load_dataset(tmp_path / "bytes.npy")
+    samples, scale, num_levels, _ = load_dataset(tmp_path / "bytes.npy")
     assert scale == Scale(0.0, 255.0)
     assert num_levels == 256
     torch.testing.assert_close(samples, torch.full((2, 3), -0.6))
@@ -156,7 +218,7 @@ def test_folder_of_images(tmp_path, mode, channels):
     for name, grey in (("b.png", 255), ("a.png", 0)):
         Image.new("L", (5, 4), grey).convert(mode).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("not an image")
-    samples, scale, num_levels = load_dataset(tmp_path)
+    samples, scale, num_levels, _ = load_dataset(tmp_path)
     assert samples.shape == (2, channels, 4, 5)
     assert samples[0].unique() == -1
     assert samples[1].unique() == 1

@@ -1,6 +1,7 @@
-"""Train a score model or a normalizing flow on data and write a checkpoint of its averaged weights.
+"""Train a score model, a normalizing flow or a self-supervised backbone and write a checkpoint.
 
-A flow is trained until held-out data are explained no better, and the checkpoint is the best on these.
+Of score models and flows it holds the averaged weights. A flow is trained until held-out data are explained
+no better, and the checkpoint is the best on these. A backbone is trained as its recipe says.
 Beside OUT, OUT.training holds all that --resume needs. Ctrl-C finishes the step, saves both and stops.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 from genssl_fast._checks import check
+from genssl_fast._memory import keep_freed_memory
 from genssl_fast.commands.arguments import (
     add_device,
     add_threads,
@@ -26,6 +28,7 @@ from genssl_fast.commands.arguments import (
     positive_int,
     seed,
 )
+from genssl_fast.commands.collapse import collapse_warnings
 from genssl_fast.commands.device import use_device
 from genssl_fast.commands.flow_options import (
     FLOW_OPTIONS,
@@ -41,6 +44,9 @@ from genssl_fast.flow_model import FlowModelConfig
 from genssl_fast.flows import FLOWS
 from genssl_fast.progress import ProgressReport
 from genssl_fast.score_model import PROCESSES, WEIGHTINGS, ScoreModelConfig
+from genssl_fast.ssl import METHODS, load_recipe
+from genssl_fast.ssl_model import SSLModelConfig
+from genssl_fast.ssl_training import SSLTrainer, SSLTrainingConfig
 from genssl_fast.training import (
     FlowTrainer,
     FlowTrainingConfig,
@@ -72,25 +78,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with the run that OUT.training was saved from"
     )
     begin.add_argument("--overwrite", action="store_true", help="begin anew where OUT exists")
-    parser.add_argument("--model", choices=(SCORE, *FLOWS), help=f"(default: {SCORE})")
+    parser.add_argument("--model", choices=(SCORE, *FLOWS, *METHODS), help=f"(default: {SCORE})")
     _add_training_arguments(parser.add_argument_group("training"))
     _add_score_arguments(parser.add_argument_group("score model"))
     add_flow_arguments(parser.add_argument_group("flows"))
+    group = parser.add_argument_group("self-supervised learning")
+    group.add_argument(
+        "--recipe",
+        help="what the method and its training are made with: a .toml file, or the name of a bundled one "
+        "(default: that of the method)",
+    )
     add_device(parser)
     add_threads(parser)
 
 
 def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
     def default(name: str) -> str:
-        return f"(default: {getattr(TRAINING, name)}, flows {getattr(FLOW_TRAINING, name)})"
+        values = f"{getattr(TRAINING, name)}, flows {getattr(FLOW_TRAINING, name)}"
+        return f"(default: {values}, self-supervision what its recipe says)"
 
+    averaged = f"(default: {TRAINING.ema}, flows {FLOW_TRAINING.ema})"
     group.add_argument("--steps", type=positive_int, help=f"steps at most {default('steps')}")
     group.add_argument("--minutes", type=positive, help="stop after so long; --resume goes on")
     group.add_argument("--batch", type=positive_int, help=f"samples in a step {default('batch')}")
     group.add_argument(
         "--learning-rate", type=positive, help=f"highest rate of AdamW {default('learning_rate')}"
     )
-    group.add_argument("--ema", type=fraction, help=f"decay of the averaged weights {default('ema')}")
+    group.add_argument("--ema", type=fraction, help=f"decay of the averaged weights {averaged}")
     group.add_argument("--seed", type=seed, help=f"(default: {TRAINING.seed})")
     group.add_argument(
         "--save-every", type=positive, default=60.0, help="seconds between checkpoints (default: 60)"
@@ -126,17 +140,18 @@ def _add_score_arguments(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     device = use_device(arguments)
+    keep_freed_memory()
     training = _resume(arguments, device) if arguments.resume else _start(arguments, device)
     trainer = training.trainer
     if trainer.step == 0:
         trainer.prepare(training.samples)  # options that no flow can be made with show before there are files
     training.save()  # a path that cannot be written shows now, not after the first minute
-    with _stop_requests() as requests:
+    with _stop_requests() as requests, collapse_warnings("train"):
         training.run(requests)
     if requests:
         raise KeyboardInterrupt(f"stopped at step {trainer.step}; {training.next_command}")
-    details = "".join(f"; {name} {value:.4g} {trainer.unit}" for name, value in trainer.details.items())
-    print(f"{arguments.out}: trained for {trainer.step} steps{details}")
+    details = [f"{name} {value:.4g} {trainer.unit}".rstrip() for name, value in trainer.details.items()]
+    print(f"{arguments.out}: {'; '.join([f'trained for {trainer.step} steps', *details])}")
     if not trainer.finished:
         print(training.next_command)
 
@@ -147,9 +162,11 @@ def _start(arguments: argparse.Namespace, device: torch.device) -> "_Training":
     begun = _state_path(arguments.out).exists() or arguments.out.exists()
     expected = "a new path, --resume to go on or --overwrite to begin anew"
     check(arguments.overwrite or not begun, "out", expected, f"{arguments.out}, which exists")
-    dataset = load_dataset(arguments.data, per_entry=(arguments.model or SCORE) != SCORE)
+    dataset = load_dataset(arguments.data, per_entry=arguments.model in FLOWS)
     trainer = _new_trainer(arguments, dataset, device)
     facts = {"data": arguments.data, "command": shlex.join(["genssl-fast", *arguments.argv])}
+    if arguments.model in METHODS:
+        facts["recipe"] = arguments.recipe or arguments.model
     return _Training(trainer, dataset.samples.to(device), facts, arguments)
 
 
@@ -162,6 +179,8 @@ def _new_trainer(arguments: argparse.Namespace, dataset: Dataset, device: torch.
         )
         training = TrainingConfig(**given(arguments, _fields(TrainingConfig)))
         return ScoreTrainer(config, training, device=device)
+    if name in METHODS:
+        return _new_ssl_trainer(name, arguments, dataset, device)
     is_used = arguments.alpha is None or dataset.num_levels is not None
     check(is_used, "alpha", "no such option for continuous data", arguments.alpha)
     config = FlowModelConfig(
@@ -176,16 +195,32 @@ def _new_trainer(arguments: argparse.Namespace, dataset: Dataset, device: torch.
     return FlowTrainer(config, training, device=device)
 
 
+def _new_ssl_trainer(
+    name: str, arguments: argparse.Namespace, dataset: Dataset, device: torch.device
+) -> SSLTrainer:
+    recipe = load_recipe(arguments.recipe or name)
+    check(
+        recipe.method == name, "recipe", f"one for --model {name}", f"{arguments.recipe} for {recipe.method}"
+    )
+    model, training = recipe._asdict(), recipe.training | given(arguments, _fields(SSLTrainingConfig))
+    del model["training"]
+    try:
+        config = SSLModelConfig(dataset.samples.shape[1:], scale=dataset.scale, **model)
+        return SSLTrainer(config, SSLTrainingConfig(**training), device=device)
+    except TypeError as error:  # an argument that there is not
+        raise ValueError(f"recipe: expected arguments of its method, got {error}") from error
+
+
 def _resume(arguments: argparse.Namespace, device: torch.device) -> "_Training":
     changes = {} if arguments.steps is None else {"steps": arguments.steps}
     trainer, facts = Trainer.load(_state_path(arguments.out), device=device, **changes)
     expected = f"at least {trainer.step}, which the run has done"
     check(trainer.step <= trainer.config.steps, "steps", expected, trainer.config.steps)
     begun = facts | dataclasses.asdict(trainer.model.config) | dataclasses.asdict(trainer.config)
-    begun["model"] = begun.get("flow", SCORE)
+    begun["model"] = begun.get("flow") or begun.get("method") or SCORE
     _check_options_belong_to(begun["model"], arguments)
     chosen = given(arguments, begun.keys() - {"command"})
-    if begun["model"] != SCORE:
+    if begun["model"] in FLOWS:
         defaults = flow_defaults(begun["model"])
         used = {name: begun["options"].get(FLOW_OPTIONS[name], value) for name, value in defaults.items()}
         chosen |= flow_options(arguments, used)
@@ -201,10 +236,13 @@ def _check_options_belong_to(model: str, arguments: argparse.Namespace) -> None:
     """An option of another kind of model would go unnoticed."""
     score = _fields(ScoreModelConfig) | _fields(TrainingConfig)
     flow = {"alpha"} | _fields(FlowTrainingConfig)
-    everything = score | flow | {"depth", *FLOW_OPTIONS}
-    accepted = score if model == SCORE else flow | flow_defaults(model).keys()
-    if model != SCORE and isinstance(flow_defaults(model).get("hidden"), list):
-        accepted.add("depth")
+    method = {"recipe"} | _fields(SSLTrainingConfig)
+    everything = score | flow | method | {"depth", *FLOW_OPTIONS}
+    accepted = score if model == SCORE else method
+    if model in FLOWS:
+        accepted = flow | flow_defaults(model).keys()
+        if isinstance(flow_defaults(model).get("hidden"), list):
+            accepted.add("depth")
     for name in sorted(everything - accepted):
         value = getattr(arguments, name, None)
         check(value is None, name, f"no such option with --model {model}", value)

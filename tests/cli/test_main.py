@@ -11,12 +11,12 @@ from genssl_fast import cli
 def test_help_leads_a_newcomer_on(run):
     result = run("--help")
     assert result.code == 0
-    for command in ("train", "sample", "likelihood", "doctor", "bench"):
+    for command in ("train", "sample", "likelihood", "embed", "doctor", "bench"):
         assert command in result.out
     assert "genssl-fast train --data digits" in " ".join(result.out.split())
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "likelihood", "doctor", "bench"])
+@pytest.mark.parametrize("command", ["train", "sample", "likelihood", "embed", "doctor", "bench"])
 def test_help_of_every_command(run, command):
     result = run(command, "--help")
     assert result.code == 0

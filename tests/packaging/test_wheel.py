@@ -48,7 +48,8 @@ def test_wheel_holds_kernels_and_their_sources(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = [p for p in (ROOT / "kernels").rglob("*") if p.suffix in {".py", ".h", ".cpp", ".cu", ".cuh"}]
     expected = {f"genssl_fast/{p.relative_to(ROOT).as_posix()}" for p in sources}
-    expected |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "genssl_fast").rglob("*.py")}
+    own = (p for p in (ROOT / "genssl_fast").rglob("*") if p.suffix in {".py", ".toml"})
+    expected |= {p.relative_to(ROOT).as_posix() for p in own}
     assert not expected - names
     assert "genssl_fast/_cpu.so" in names
     assert any(name.startswith("genssl_fast/_native") for name in names)
