@@ -56,3 +56,15 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 @onednn_linear.register_fake
 def _(x, weight, bias):
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def multiply_onednn(a: Tensor, b: Tensor) -> Tensor:
+    """A matrix product through oneDNN."""
+    return onednn_linear(a, b.T, a.new_zeros(b.shape[1]))
+
+
+def with_gradients(loss: Callable, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The value of a loss, and its gradients of the tensors that require some."""
+    with torch.enable_grad():
+        value = loss(*tensors)
+        return value.detach(), *torch.autograd.grad(value, [t for t in tensors if t.requires_grad])

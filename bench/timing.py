@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy
 import torch
 
+LONG_ROUNDS = 60.0  # seconds after which three rounds are enough
 SHORTEST_MEASUREMENT = 1e-3  # seconds: below it the clock and the call overhead weigh too much
 FLUSH_BYTES = 256 << 20  # several times the L2 cache of any present GPU
 BACKLOG_CYCLES = 400_000  # about 0.2 ms of GPU time, in which the host queues the measured call
@@ -78,7 +79,9 @@ def no_garbage_collection():
 
 def repeats_for(clock, call: Callable) -> int:
     """Inner calls that make one measurement last at least SHORTEST_MEASUREMENT."""
-    seconds = min(clock(call, 1) for _ in range(3))
+    seconds = clock(call, 1)
+    if seconds < LONG_ROUNDS / 60:
+        seconds = min(seconds, clock(call, 1), clock(call, 1))
     return max(1, math.ceil(SHORTEST_MEASUREMENT / max(seconds, 1e-7)))
 
 
@@ -87,14 +90,17 @@ def interleave(calls: dict, clock, *, rounds: int, seconds: float = 0.0, most: i
 
     The order rotates from round to round, so that no provider always runs after the same other one,
     and a disturbance of the machine falls on all of them. Rounds go on until at least `rounds` of
-    them and `seconds` have passed, but never beyond `most` rounds.
+    them and `seconds` have passed, but never beyond `most` rounds; of calls that take long, three are enough.
     """
     repeats = {name: repeats_for(clock, call) for name, call in calls.items()}
     names, samples = list(calls), {name: [] for name in calls}
     with no_garbage_collection():
         begin = time.perf_counter()
         for turn in itertools.count():
-            if turn >= rounds and (turn >= most or time.perf_counter() - begin >= seconds):
+            elapsed = time.perf_counter() - begin
+            if turn >= rounds and (turn >= most or elapsed >= seconds):
+                return samples
+            if turn >= 3 and elapsed >= LONG_ROUNDS:
                 return samples
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:

@@ -6,15 +6,14 @@ namespace genssl {
 namespace {
 
 // max + log(sum), -infinity where nothing was summed.
-Tensor log_of(const Tensor& max_of, const Tensor& sum_of) {
+Tensor log_of(const Tensor& max_of, const std::vector<double>& sums) {
   Tensor result = new_empty_like(max_of);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     const T* largest = static_cast<const T*>(max_of.const_data_ptr());
-    const T* sums = static_cast<const T*>(sum_of.const_data_ptr());
     T* target = static_cast<T*>(result.mutable_data_ptr());
     for (int64_t i = 0; i < result.numel(); ++i) {
-      target[i] = static_cast<T>(largest[i] + std::log(static_cast<double>(sums[i])));
+      target[i] = static_cast<T>(largest[i] + std::log(sums[i]));
     }
   };
   max_of.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
@@ -25,12 +24,12 @@ std::tuple<Tensor, Tensor> reduce(PairProblem& problem, bool columns) {
   constexpr double kNone = -std::numeric_limits<double>::infinity();
   const PairShape& shape = problem.shape();
   problem.pack(false, false);
-  Tensor row_max = problem.vector(shape.rows, kNone), row_sum = problem.vector(shape.rows, 0.0);
+  Tensor row_max = problem.vector(shape.rows, kNone);
   Tensor column_max = shape.gram ? row_max : problem.vector(columns ? shape.columns : 0, kNone);
-  Tensor column_sum = shape.gram ? row_sum : problem.vector(columns ? shape.columns : 0, 0.0);
-  const LogSumExpArgs args{problem.args(), row_max.mutable_data_ptr(), row_sum.mutable_data_ptr(),
-                           columns ? column_max.mutable_data_ptr() : nullptr,
-                           column_sum.mutable_data_ptr()};
+  std::vector<double> row_sum(shape.rows), of_columns(column_max.numel());
+  std::vector<double>& column_sum = shape.gram ? row_sum : of_columns;
+  const LogSumExpArgs args{problem.args(), row_max.mutable_data_ptr(), row_sum.data(),
+                           columns ? column_max.mutable_data_ptr() : nullptr, column_sum.data()};
   problem.run([&](void* scratch, int64_t round, int64_t begin, int64_t end) {
     GENSSL_DISPATCH(logsumexp_pairs)(args, scratch, round, begin, end);
   });

@@ -9,6 +9,7 @@ from genssl_fast.ops.affine_coupling import affine_coupling, affine_parameters
 from genssl_fast.ops.coefficient_table import CoefficientTable
 from genssl_fast.ops.contrastive import clip_loss, info_nce, moco_loss, nt_xent, siglip_loss, sup_con
 from genssl_fast.ops.decorrelation import barlow_twins, vicreg
+from genssl_fast.ops.ema import ema_update
 from genssl_fast.ops.film_mlp_plan import FilmMLPPlan
 from genssl_fast.ops.film_mlp_sample import film_mlp_sample
 from genssl_fast.ops.flow_layers import (
@@ -35,6 +36,8 @@ from genssl_fast.ops.planar import planar, radial
 from genssl_fast.ops.random import random_normal, random_rademacher, random_uniform
 from genssl_fast.ops.rational_quadratic_spline import rational_quadratic_spline
 from genssl_fast.ops.score import FilmMLPWeights, film_mlp, time_embedding
+from genssl_fast.ops.sinkhorn import sinkhorn
+from genssl_fast.ops.soft_cross_entropy import dino_loss, soft_cross_entropy, update_center
 from genssl_fast.ops.transforms import AffineTransform, SplineTransform
 
 __all__ = [
@@ -68,6 +71,8 @@ __all__ = [
     "clip_loss",
     "code_sums",
     "diffusion",
+    "dino_loss",
+    "ema_update",
     "film_mlp",
     "film_mlp_sample",
     "flows",
@@ -98,9 +103,12 @@ __all__ = [
     "reference",
     "sampler_step",
     "siglip_loss",
+    "sinkhorn",
+    "soft_cross_entropy",
     "squeeze2d",
     "step_counter",
     "sup_con",
     "time_embedding",
+    "update_center",
     "vicreg",
 ]

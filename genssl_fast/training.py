@@ -15,6 +15,7 @@ from genssl_fast._checks import check, check_choice
 from genssl_fast._random import Stream, step_counter
 from genssl_fast.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from genssl_fast.flow_model import FlowModel, FlowModelConfig
+from genssl_fast.ops.ema import ema_update
 from genssl_fast.ops.random import random_uniform
 from genssl_fast.score_model import WEIGHTINGS, ScoreModel, ScoreModelConfig
 
@@ -224,12 +225,9 @@ class Trainer:
         decay = 0.5 * (1 + math.cos(math.pi * min(self.step / self.config.steps, 1.0)))
         return self.config.learning_rate * warmup * decay
 
-    @torch.no_grad()
     def _update_average(self) -> None:
         # The first weights are far from any good: a short memory forgets them.
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        averaged, current = list(self.average.parameters()), list(self.model.parameters())
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        ema_update(self.average, self.model, min(self.config.ema, (1 + self.step) / (10 + self.step)))
 
     def _tensors(self) -> dict[str, Tensor]:
         model, average = self._stored(self.model), self._stored(self.average)

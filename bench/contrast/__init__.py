@@ -1,9 +1,9 @@
 """Contrastive and self-supervised losses."""
 
 from bench.case import Family
-from bench.contrast import assignment, decorrelation
+from bench.contrast import assignment, decorrelation, similarity, transport
 
-MODULES = (assignment, decorrelation)
+MODULES = (similarity, decorrelation, assignment, transport)
 
 cases = Family("contrast")
 for module in MODULES:

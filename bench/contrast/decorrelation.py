@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import genssl_fast
 from bench import ceilings
-from bench.baselines import compiled, lazily, onednn_linear
+from bench.baselines import compiled, lazily, multiply_onednn, with_gradients
 from bench.case import OURS, Bar, Family, Workload
 from bench.peers import import_past_init
 from genssl_fast import reference
@@ -25,12 +25,6 @@ def views(n: int, d: int, device: str) -> tuple[Tensor, Tensor]:
     return tuple((shared + 0.5 * noise).to(device).requires_grad_() for noise in noises)
 
 
-def with_gradients(loss, z1: Tensor, z2: Tensor):
-    with torch.enable_grad():
-        value = loss(z1, z2)
-        return value.detach(), *torch.autograd.grad(value, (z1, z2))
-
-
 def plain_barlow_twins(z1, z2):
     return reference.contrast.barlow_twins(z1, z2, WEIGHT, 1.0, EPS)
 
@@ -38,10 +32,6 @@ def plain_barlow_twins(z1, z2):
 def plain_vicreg(z1, z2):
     options = (INVARIANCE, VARIANCE / 2, COVARIANCE, GAMMA, VICREG_EPS)
     return reference.contrast.vicreg(z1, z2, *options)
-
-
-def multiply_onednn(a: Tensor, b: Tensor) -> Tensor:
-    return onednn_linear(a, b.T, a.new_zeros(b.shape[1]))
 
 
 def gram_barlow_twins(z1, z2, multiply=torch.mm):

@@ -6,7 +6,8 @@
 // A panel stays in the first level cache while the tiles of A pass; a transposed A costs nothing
 // more, since its numbers are broadcast one by one. Rows of C have room for whole panels.
 //
-// Every element of C is one chain of fused multiply-adds over k ascending that goes on from C.
+// What is added to an element of C is one chain of fused multiply-adds over k ascending that starts
+// at 0: a long sum of many calls rounds like a sum of blocks, not like one chain.
 #pragma once
 
 #include "kernels/common/linear.h"
@@ -61,7 +62,7 @@ __attribute__((noinline)) void accumulate_tile(StridedRows<T> a, const T* panel,
   constexpr int size = Vec<T>::size, width = kPanelColumns<T>;
   Vec<T> sum[ROWS][VECS];
   for (int r = 0; r < ROWS; ++r) {
-    for (int v = 0; v < VECS; ++v) sum[r][v] = Vec<T>::load(c + r * stride + v * size);
+    for (int v = 0; v < VECS; ++v) sum[r][v] = Vec<T>(T(0));
   }
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> weight[VECS];
@@ -72,7 +73,10 @@ __attribute__((noinline)) void accumulate_tile(StridedRows<T> a, const T* panel,
     }
   }
   for (int r = 0; r < ROWS; ++r) {
-    for (int v = 0; v < VECS; ++v) sum[r][v].store(c + r * stride + v * size);
+    for (int v = 0; v < VECS; ++v) {
+      T* target = c + r * stride + v * size;
+      (Vec<T>::load(target) + sum[r][v]).store(target);
+    }
   }
 }
 

@@ -1,6 +1,7 @@
-// exp, log, sincos, sigmoid, silu, softplus, tanh and atan for every lane of a Vec.
+// exp, exp2, log, sincos, sigmoid, silu, softplus, tanh and atan for every lane of a Vec.
 //
-// float   polynomials: exp, log, sincos within 1.5 ulp, sigmoid and silu within 2.5, the others
+// float   polynomials: exp, exp2, log, sincos within 1.5 ulp, sigmoid and silu within 2.5, the
+// others
 //         within 3.5; sincos reduces its argument exactly up to 1e5 and beyond that asks libm
 // double  libm, lane by lane.
 // Results are finite wherever the mathematics is, infinities and NaN follow the C library.
@@ -46,6 +47,23 @@ GENSSL_INLINE Vec<float> exp(Vec<float> x) {
   Vec<float> remainder = fma(n, Vec<float>(-kLn2High), x);
   remainder = fma(n, Vec<float>(-kLn2Low), remainder);
   return scale_by_power_of_two(polynomial(remainder, kCoefficients), n);
+}
+
+// 2^x; fewer operations than exp, for bases that fold into a factor of x.
+GENSSL_INLINE Vec<float> exp2(Vec<float> x) {
+  constexpr float kCoefficients[] = {
+      1.5353362e-4f, 1.33988751e-3f, 9.61843692e-3f, 5.55033237e-2f, 2.40226477e-1f, 6.93147182e-1f,
+      1.0f};
+#if defined(__AVX512DQ__)
+  // Of an infinity the remainder is 0 and the power saturates: no bounds are needed.
+  const Vec<float> remainder(
+      _mm512_reduce_ps(x.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  return scale_by_power_of_two(polynomial(remainder, kCoefficients), round(x));
+#else
+  x = min(max(x, Vec<float>(-151.0f)), Vec<float>(129.0f));
+  const Vec<float> n = round(x);
+  return scale_by_power_of_two(polynomial(x - n, kCoefficients), n);
+#endif
 }
 
 // e^x - 1 for x <= 88, accurate around 0 too.
@@ -150,6 +168,11 @@ GENSSL_INLINE SineCosine<float> sincos(Vec<float> x) {
 
 GENSSL_INLINE Vec<double> exp(Vec<double> x) {
   for (int lane = 0; lane < Vec<double>::size; ++lane) x.value[lane] = ::exp(x[lane]);
+  return x;
+}
+
+GENSSL_INLINE Vec<double> exp2(Vec<double> x) {
+  for (int lane = 0; lane < Vec<double>::size; ++lane) x.value[lane] = ::exp2(x[lane]);
   return x;
 }
 

@@ -15,7 +15,7 @@ GENSSL_INLINE Vec<T> finite_or_zero(Vec<T> value) {
 
 // Online sums of e^(s - max): the old one is brought to the new maximum.
 template <class T>
-void reduce_rows(const Block<T>& block, T* max_of, T* sum_of) {
+void reduce_rows(const Block<T>& block, T* max_of, double* sum_of) {
   const int64_t end = block.column_end;
   for (int64_t r = block.row; r < block.row_end; ++r) {
     Vec<T> largest(kMinusInfinity<T>);
@@ -34,7 +34,7 @@ void reduce_rows(const Block<T>& block, T* max_of, T* sum_of) {
 }
 
 template <class T>
-void reduce_columns(const Block<T>& block, T* max_of, T* sum_of) {
+void reduce_columns(const Block<T>& block, T* max_of, double* sum_of) {
   for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
     const int64_t lanes = block.column_end - n;
     const Vec<T> before = load_lanes(max_of + n, lanes);
@@ -42,13 +42,13 @@ void reduce_columns(const Block<T>& block, T* max_of, T* sum_of) {
     for (int64_t r = block.row; r < block.row_end; ++r) {
       after = max(after, Vec<T>::load(block.at(r, n)));
     }
-    const Vec<T> origin = finite_or_zero(after);
-    Vec<T> sum = load_lanes(sum_of + n, lanes) * exp(before - origin);
-    for (int64_t r = block.row; r < block.row_end; ++r) {
-      sum = sum + exp(Vec<T>::load(block.at(r, n)) - origin);
-    }
+    const Vec<T> origin = finite_or_zero(after), rescaled = exp(before - origin);
+    const Vec<T> sum = sum_over_rows(
+        block, n, [&](Vec<T> score) GENSSL_INLINE_LAMBDA { return exp(score - origin); });
     store_lanes(after, max_of + n, lanes);
-    store_lanes(sum, sum_of + n, lanes);
+    for (int64_t lane = 0; lane < smaller(lanes, Vec<T>::size); ++lane) {
+      sum_of[n + lane] = sum_of[n + lane] * rescaled[lane] + sum[lane];
+    }
   }
 }
 
@@ -59,16 +59,67 @@ void run(const LogSumExpArgs& args, void* scratch, int64_t round, int64_t begin,
                      for_each_score<T>(args.pairs, block,
                                        [&](int64_t r, int64_t n, int64_t, Vec<T> score)
                                            GENSSL_INLINE_LAMBDA { score.store(block.at(r, n)); });
-                     reduce_rows(block, typed<T>(args.row_max), typed<T>(args.row_sum));
+                     reduce_rows(block, typed<T>(args.row_max), args.row_sum);
                      if (args.column_max && !on_diagonal) {
-                       reduce_columns(block, typed<T>(args.column_max), typed<T>(args.column_sum));
+                       reduce_columns(block, typed<T>(args.column_max), args.column_sum);
                      }
                    });
 }
 
+// Log sums that differ by no more leave the product of exponentials as many digits as each has.
+constexpr double kNearLogSums = 16;
+
+// e^(rows - c) and grad_columns e^(c - columns) of a block, for which both are near c.
+template <class T>
+struct Factors {
+  T *of_rows, *of_columns;  // by position in the block
+};
+
+// Whether one exponential serves a row and a column; if so, what it is multiplied with.
+template <class T>
+bool find_factors(const LogSumExpBackwardArgs& args, const Block<T>& block,
+                  const Factors<T>& factors) {
+  const T *rows = typed<T>(args.rows), *columns = typed<T>(args.columns);
+  const T* grad_columns = typed<T>(args.grad_columns);
+  T low = rows[block.row], high = low;
+  const auto include = [&](T value) {
+    low = value < low ? value : low;
+    high = value > high ? value : high;
+  };
+  for (int64_t r = block.row; r < block.row_end; ++r) include(rows[r]);
+  for (int64_t n = block.column; n < block.column_end; ++n) include(columns[n]);
+  if (!(high - low <= T(kNearLogSums))) return false;
+  const Vec<T> center((low + high) / 2);
+  for (int64_t i = 0; i < block.rows(); i += Vec<T>::size) {
+    const int64_t lanes = block.rows() - i;
+    store_lanes(exp(load_lanes(rows + block.row + i, lanes) - center), factors.of_rows + i, lanes);
+  }
+  for (int64_t i = 0; i < block.columns(); i += Vec<T>::size) {
+    const int64_t lanes = block.columns() - i, n = block.column + i;
+    const Vec<T> factor = exp(center - load_lanes(columns + n, lanes));
+    store_lanes(load_lanes(grad_columns + n, lanes) * factor, factors.of_columns + i, lanes);
+  }
+  return true;
+}
+
+// e^(s - rows) (grad_rows + e^(rows - c) grad_columns e^(c - columns)).
+template <class T>
+void weigh_once(const LogSumExpBackwardArgs& args, const Block<T>& block,
+                const Factors<T>& factors) {
+  const T *grad_rows = typed<T>(args.grad_rows), *rows = typed<T>(args.rows);
+  for_each_score<T>(args.gradient.pairs, block,
+                    [&](int64_t r, int64_t n, int64_t lanes, Vec<T> score) GENSSL_INLINE_LAMBDA {
+                      const Vec<T> of_row(factors.of_rows[r - block.row]);
+                      const Vec<T> of_column =
+                          load_lanes(factors.of_columns + (n - block.column), lanes);
+                      const Vec<T> both = fma(of_row, of_column, Vec<T>(grad_rows[r]));
+                      (both * exp(score - Vec<T>(rows[r]))).store(block.at(r, n));
+                    });
+}
+
 // Weights of rows and columns with an exponential for each.
 template <class T>
-void weigh(const LogSumExpBackwardArgs& args, const Block<T>& block) {
+void weigh_twice(const LogSumExpBackwardArgs& args, const Block<T>& block) {
   const T *grad_rows = typed<T>(args.grad_rows), *rows = typed<T>(args.rows);
   const T *grad_columns = typed<T>(args.grad_columns), *columns = typed<T>(args.columns);
   for_each_score<T>(args.gradient.pairs, block,
@@ -83,14 +134,25 @@ void weigh(const LogSumExpBackwardArgs& args, const Block<T>& block) {
 }
 
 template <class T>
+void weigh(const LogSumExpBackwardArgs& args, const Block<T>& block, T* scratch) {
+  const Factors<T> factors{scratch, scratch + args.gradient.pairs.shape.row_block};
+  if (args.grad_columns && find_factors(args, block, factors)) {
+    weigh_once(args, block, factors);
+  } else {
+    weigh_twice(args, block);
+  }
+}
+
+template <class T>
 void run_backward(const LogSumExpBackwardArgs& args, void* scratch, int64_t round, int64_t begin,
                   int64_t end) {
-  for_each_task<T>(args.gradient.pairs.shape, scratch, round, begin, end,
-                   [&](const Block<T>& block, bool on_diagonal) {
-                     weigh(args, block);
-                     add_weights(args.gradient, block, !on_diagonal);
-                     accumulate_gradients(args.gradient, block, args.gradient.to_y && !on_diagonal);
-                   });
+  const PairShape& shape = args.gradient.pairs.shape;
+  T* beside = typed<T>(scratch) + shape.row_block * block_stride<T>(shape);
+  for_each_task<T>(shape, scratch, round, begin, end, [&](const Block<T>& block, bool on_diagonal) {
+    weigh(args, block, beside);
+    add_weights(args.gradient, block, !on_diagonal);
+    accumulate_gradients(args.gradient, block, args.gradient.to_y && !on_diagonal);
+  });
 }
 
 }  // namespace

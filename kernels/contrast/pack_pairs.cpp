@@ -57,8 +57,8 @@ int64_t pair_panel_columns(bool is_double) {
 }
 
 int64_t pair_scratch_size(const PairShape& shape) {
-  // Beside the block, one register for every row.
-  return shape.row_block * (block_stride<float>(shape) + Vec<float>::size);
+  // Beside the block, one register for every row and a number for every column.
+  return shape.row_block * (block_stride<float>(shape) + Vec<float>::size) + shape.column_block;
 }
 
 void pack_pairs(const PackPairsArgs& args, int64_t begin, int64_t end) {

@@ -149,13 +149,25 @@ inline void add_sums_of_rows(const Block<T>& block, T* sums) {
   }
 }
 
+// The sum of number(score) over the rows of columns n on: four chains round less than one.
+template <class T, class Number>
+GENSSL_INLINE Vec<T> sum_over_rows(const Block<T>& block, int64_t n, const Number& number) {
+  Vec<T> sums[4];
+  for (int i = 0; i < 4; ++i) sums[i] = Vec<T>(T(0));
+  int64_t r = block.row;
+  for (; r + 4 <= block.row_end; r += 4) {
+    for (int i = 0; i < 4; ++i) sums[i] = sums[i] + number(Vec<T>::load(block.at(r + i, n)));
+  }
+  for (; r < block.row_end; ++r) sums[0] = sums[0] + number(Vec<T>::load(block.at(r, n)));
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 template <class T>
 inline void add_sums_of_columns(const Block<T>& block, T* sums) {
   for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
-    Vec<T> sum(T(0));
-    for (int64_t r = block.row; r < block.row_end; ++r) sum = sum + Vec<T>::load(block.at(r, n));
+    const auto itself = [](Vec<T> weight) GENSSL_INLINE_LAMBDA { return weight; };
     const int64_t lanes = block.column_end - n;
-    store_lanes(load_lanes(sums + n, lanes) + sum, sums + n, lanes);
+    store_lanes(load_lanes(sums + n, lanes) + sum_over_rows(block, n, itself), sums + n, lanes);
   }
 }
 

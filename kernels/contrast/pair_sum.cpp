@@ -33,31 +33,29 @@ template <class T, Psi PSI>
 void run(const PairSumArgs& args, void* scratch, int64_t round, int64_t begin, int64_t end) {
   const T* shift = typed<T>(args.shift);
   T* sums = typed<T>(args.sums);
-  for_each_task<T>(args.pairs.shape, scratch, round, begin, end,
-                   [&](const Block<T>& block, bool on_diagonal) {
-                     for_each_score<T>(args.pairs, block,
-                                       [&](int64_t r, int64_t n, int64_t, Vec<T> score)
-                                           GENSSL_INLINE_LAMBDA { score.store(block.at(r, n)); });
-                     for (int64_t r = block.row; r < block.row_end; ++r) {
-                       Vec<T> sum(T(0));
-                       for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
-                         const Vec<T> score = Vec<T>::load(block.at(r, n));
-                         sum = sum + where_kept(score, psi_of<T, PSI>(Vec<T>(shift[r]) + score));
-                       }
-                       sums[r] += sum_of_lanes(sum);
-                     }
-                     if (on_diagonal) return;
-                     for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
-                       const int64_t lanes = block.column_end - n;
-                       const Vec<T> column_shift = load_lanes(shift + n, lanes);
-                       Vec<T> sum(T(0));
-                       for (int64_t r = block.row; r < block.row_end; ++r) {
-                         const Vec<T> score = Vec<T>::load(block.at(r, n));
-                         sum = sum + where_kept(score, psi_of<T, PSI>(column_shift + score));
-                       }
-                       store_lanes(load_lanes(sums + n, lanes) + sum, sums + n, lanes);
-                     }
-                   });
+  for_each_task<T>(
+      args.pairs.shape, scratch, round, begin, end, [&](const Block<T>& block, bool on_diagonal) {
+        for_each_score<T>(args.pairs, block,
+                          [&](int64_t r, int64_t n, int64_t, Vec<T> score)
+                              GENSSL_INLINE_LAMBDA { score.store(block.at(r, n)); });
+        for (int64_t r = block.row; r < block.row_end; ++r) {
+          Vec<T> sum(T(0));
+          for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
+            const Vec<T> score = Vec<T>::load(block.at(r, n));
+            sum = sum + where_kept(score, psi_of<T, PSI>(Vec<T>(shift[r]) + score));
+          }
+          sums[r] += sum_of_lanes(sum);
+        }
+        if (on_diagonal) return;
+        for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
+          const int64_t lanes = block.column_end - n;
+          const Vec<T> column_shift = load_lanes(shift + n, lanes);
+          const Vec<T> sum = sum_over_rows(block, n, [&](Vec<T> score) GENSSL_INLINE_LAMBDA {
+            return where_kept(score, psi_of<T, PSI>(column_shift + score));
+          });
+          store_lanes(load_lanes(sums + n, lanes) + sum, sums + n, lanes);
+        }
+      });
 }
 
 // Weights A_ij = g_i psi'(shift_i + s_ij) of rows and A_ji of columns; the block keeps their sum.

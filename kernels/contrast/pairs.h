@@ -99,9 +99,9 @@ struct PairArgs {
 struct LogSumExpArgs {
   PairArgs pairs;
   void* row_max;     // [rows], -infinity at first
-  void* row_sum;     // [rows], 0 at first: of e^(s - max)
+  double* row_sum;   // [rows], 0 at first: of e^(s - max)
   void* column_max;  // [columns]; those of rows for gram, null where columns are not wanted
-  void* column_sum;
+  double* column_sum;
 };
 
 // Of every s. Gradients and their targets of columns are those of rows for gram.

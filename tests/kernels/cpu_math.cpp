@@ -12,6 +12,7 @@
   }
 
 GENSSL_TEST_FUNCTION(exp_float32, float, exp(x))
+GENSSL_TEST_FUNCTION(exp2_float32, float, exp2(x))
 GENSSL_TEST_FUNCTION(log_float32, float, log(x))
 GENSSL_TEST_FUNCTION(sin_float32, float, sincos(x).sine)
 GENSSL_TEST_FUNCTION(cos_float32, float, sincos(x).cosine)
@@ -21,6 +22,7 @@ GENSSL_TEST_FUNCTION(softplus_float32, float, softplus(x))
 GENSSL_TEST_FUNCTION(tanh_float32, float, tanh(x))
 GENSSL_TEST_FUNCTION(atan_float32, float, atan(x))
 GENSSL_TEST_FUNCTION(exp_float64, double, exp(x))
+GENSSL_TEST_FUNCTION(exp2_float64, double, exp2(x))
 GENSSL_TEST_FUNCTION(log_float64, double, log(x))
 GENSSL_TEST_FUNCTION(sin_float64, double, sincos(x).sine)
 GENSSL_TEST_FUNCTION(cos_float64, double, sincos(x).cosine)

@@ -64,6 +64,7 @@ def angles() -> np.ndarray:
 TINY = np.float32(1.2e-38)
 CASES = {
     "exp": (np.exp, lambda: np.linspace(-103.9, 88.72, 1_000_000, dtype=np.float32), 1.5),
+    "exp2": (np.exp2, lambda: np.linspace(-149.5, 127.99, 1_000_000, dtype=np.float32), 1.5),
     "log": (np.log, lambda: positive_floats(1e-45, 3.4e38), 1.5),
     "sin": (np.sin, angles, 1.5),
     "cos": (np.cos, angles, 1.5),

@@ -18,6 +18,7 @@ pytest.importorskip("triton")
 
 import triton
 from genssl_fast.kernels.common.tile import NUM_WARPS, TILE_ELEMENTS
+from genssl_fast.kernels.contrast import sinkhorn, soft_cross_entropy
 from genssl_fast.kernels.contrast import code_sums, nearest_code
 from genssl_fast.kernels.coupling import affine_coupling, rational_quadratic_spline
 from genssl_fast.kernels.integrate import langevin_step, sampler_step
@@ -98,6 +99,30 @@ def run_spline_inverse(x):
     run_spline(x, bins=64, inverse=True, zuko=True)
 
 
+def run_sinkhorn(x):
+    numbers = torch.zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    sinkhorn.sinkhorn_maxima(x, 0.05)
+    sinkhorn.sinkhorn_sums(x, numbers, numbers, 0.05)
+
+
+def run_sinkhorn_codes(x):
+    numbers = torch.zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    sinkhorn.sinkhorn_codes(x, numbers, numbers, 0.05)
+
+
+def run_soft_cross_entropy(x, views=1, teacher_moves=False):
+    """Views of two teachers and more, or a pair of logits whose teacher is fixed."""
+    student, teacher = x.expand(2 * views, *x.shape), x.expand(views, *x.shape)
+    numbers = torch.zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    inputs = (student, teacher, numbers, numbers[0], numbers[0], teacher_moves)
+    losses, *rows = soft_cross_entropy.soft_cross_entropy(*inputs)
+    soft_cross_entropy.soft_cross_entropy_backward(losses, *inputs, *rows)
+
+
+def run_dino(x):
+    run_soft_cross_entropy(x, views=2, teacher_moves=True)
+
+
 def run_nearest_code(x):
     indices, _ = nearest_code.nearest_code(x, x[:32])
     code_sums.code_sums(x, indices, x[:, 0], 32)
@@ -113,6 +138,11 @@ SQUARES = langevin_step.langevin_squares_kernel
 STEP = sampler_step.sampler_step_kernel
 RANDOM = random.random_kernel
 EMBEDDING = time_embedding.time_embedding_kernel
+SINKHORN_ROWS, SINKHORN_COLUMNS = sinkhorn.sinkhorn_rows_kernel, sinkhorn.sinkhorn_columns_kernel
+SINKHORN_MAXIMA, SINKHORN_MERGE = sinkhorn.sinkhorn_block_maxima_kernel, sinkhorn.sinkhorn_merge_kernel
+SOFT = soft_cross_entropy.soft_cross_entropy_kernel
+SOFT_MEANS = soft_cross_entropy.soft_cross_entropy_means_kernel
+SOFT_BACKWARD = soft_cross_entropy.soft_cross_entropy_backward_kernel
 SEARCH = nearest_code.search_kernel
 DECIDE = nearest_code.decide_kernel
 DISTANCE = nearest_code.distance_kernel
@@ -158,6 +188,16 @@ CASES = {
     "spline-inverse": Case(SPLINE, run_spline_inverse, SHORT, 0, 0, 128, dtypes=FP32),
     "spline-backward": Case(SPLINE_BACKWARD, run_spline, SHORT, 0, 0, 128, dtypes=NOT_FP64),
     "spline-inverse-backward": Case(SPLINE_BACKWARD, run_spline_inverse, SHORT, 0, 0, 128, dtypes=FP32),
+    "sinkhorn-maxima": Case(SINKHORN_MAXIMA, run_sinkhorn, LONG, 1, 0, 64, dtypes=FP32),
+    "sinkhorn-merge": Case(SINKHORN_MERGE, run_sinkhorn, LONG, 0, 0, 64, dtypes=FP32),
+    "sinkhorn-rows": Case(SINKHORN_ROWS, run_sinkhorn, LONG, 1, 0, 80, 128),
+    "sinkhorn-columns": Case(SINKHORN_COLUMNS, run_sinkhorn, LONG, 1, 0, 64, dtypes=FP32),
+    "sinkhorn-codes": Case(SINKHORN_COLUMNS, run_sinkhorn_codes, LONG, 1, 1, 80, 112),
+    "soft-cross-entropy": Case(SOFT, run_soft_cross_entropy, LONG, 1, 0, 64, 96),
+    "soft-cross-entropy-backward": Case(SOFT_BACKWARD, run_soft_cross_entropy, LONG, 1, 0, 64, 96),
+    "dino": Case(SOFT, run_dino, LONG, 1, 0, 80, dtypes=FP32),
+    "dino-means": Case(SOFT_MEANS, run_dino, LONG, 1, 0, 96, dtypes=FP32),
+    "dino-backward": Case(SOFT_BACKWARD, run_dino, LONG, 1, 0, 96, dtypes=FP32),
     "nearest-code": Case(SEARCH, run_nearest_code, SHORT, 0, 0, 168, dtypes=NOT_FP64, shared=49152),
     "nearest-code-decide": Case(DECIDE, run_nearest_code, SHORT, 0, 0, 96, 96),
     "nearest-code-distance": Case(DISTANCE, run_nearest_code, SHORT, 0, 0, 64, 64),
