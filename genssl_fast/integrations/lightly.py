@@ -19,6 +19,8 @@ from genssl_fast.ops.contrastive import nt_xent_rows, view_logits, with_positive
 from genssl_fast.ops.decorrelation import barlow_twins, vicreg
 from genssl_fast.ops.ring import Ring
 from genssl_fast.ops.similarity import pair_logsumexp
+from genssl_fast.ops.sinkhorn import sinkhorn
+from genssl_fast.ops.soft_cross_entropy import soft_cross_entropy
 from genssl_fast.reference.integrate import compute_dtype
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "DCLWLoss",
     "MemoryBankModule",
     "NTXentLoss",
+    "SwaVLoss",
     "VICRegLoss",
     "negative_mises_fisher_weights",
 ]
@@ -254,6 +257,77 @@ class VICRegLoss(nn.Module):
         pair = [z.to(compute_dtype(z.dtype)) for z in (z_a, z_b)]
         gathered = [_Gathered.apply(z) for z in pair]
         return self.lambda_param * functional.mse_loss(*pair) + vicreg(*gathered, invariance=0.0, **weights)
+
+
+class SwaVLoss(nn.Module):
+    """``lightly.loss.SwaVLoss``: codes of one view are foretold from the others.
+
+    Codes are found in the log domain, so that no similarity is too large. The result has the shape [1].
+
+    Arguments:
+        temperature: of the softmax that foretells, greater than 0.
+        sinkhorn_iterations, sinkhorn_epsilon: of the codes.
+        sinkhorn_gather_distributed: codes use prototypes equally over the samples of all processes.
+
+    Example:
+        >>> from genssl_fast.integrations.lightly import SwaVLoss
+        >>> SwaVLoss()([torch.zeros(3, 4), torch.zeros(3, 4)], [torch.zeros(3, 4)])
+        tensor([1.3863])
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        sinkhorn_iterations: int = 3,
+        sinkhorn_epsilon: float = 0.05,
+        sinkhorn_gather_distributed: bool = False,
+    ):
+        super().__init__()
+        _check_available("sinkhorn_gather_distributed", sinkhorn_gather_distributed)
+        self.temperature, self.sinkhorn_iterations = temperature, sinkhorn_iterations
+        self.sinkhorn_epsilon = sinkhorn_epsilon
+        self.sinkhorn_gather_distributed = sinkhorn_gather_distributed
+
+    def subloss(self, z: Tensor, q: Tensor) -> Tensor:
+        """−Σ q log softmax(z / T) of similarities z and codes q [N, K], whatever q sums to; its mean []."""
+        log_q = q.clamp_min(torch.finfo(q.dtype).tiny).log()
+        options = {"student_temperature": self.temperature, "teacher_temperature": 1.0}
+        return soft_cross_entropy(z, log_q, weights=q.sum(1), **options)
+
+    def forward(
+        self,
+        high_resolution_outputs: list[Tensor],
+        low_resolution_outputs: list[Tensor],
+        queue_outputs: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The loss [1] of similarities of crops [N, K], and of the queue of each high resolution crop."""
+        crops = [*high_resolution_outputs, *low_resolution_outputs]
+        losses = []
+        for number, outputs in enumerate(high_resolution_outputs):
+            q = self._codes(outputs, None if queue_outputs is None else queue_outputs[number])
+            losses += [self.subloss(z, q) for other, z in enumerate(crops) if other != number]
+        return torch.stack(losses).mean().reshape(1)
+
+    @torch.no_grad()
+    def _codes(self, outputs: Tensor, queue: Tensor | None) -> Tensor:
+        """Codes [N, K] of a crop, found together with its queue."""
+        count = len(outputs)
+        if queue is not None:
+            outputs = torch.cat([outputs, queue])
+        spread = self.sinkhorn_gather_distributed and _world_size() > 1
+        if self.sinkhorn_iterations == 0:
+            return _shares(outputs / self.sinkhorn_epsilon, spread)[:count]
+        options = {"epsilon": self.sinkhorn_epsilon, "iterations": self.sinkhorn_iterations}
+        return sinkhorn(outputs, group=dist.group.WORLD if spread else None, **options)[:count]
+
+
+def _shares(logits: Tensor, spread: bool) -> Tensor:
+    """Exponentials that sum to the number of rows, of all processes if ``spread``: no iteration at all."""
+    log_sum = logits.logsumexp((0, 1))
+    if not spread:
+        return len(logits) * torch.exp(logits - log_sum)
+    sums = _Gathered.apply(log_sum.reshape(1))
+    return len(logits) * len(sums) * torch.exp(logits - sums.logsumexp(0))
 
 
 class _SumOfProcesses(torch.autograd.Function):

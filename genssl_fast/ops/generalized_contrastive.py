@@ -4,11 +4,20 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 from genssl_fast._checks import check, check_choice, check_shape
-from genssl_fast.ops.contrast_checks import checked_matrix, checked_number, inverse_temperature
+from genssl_fast.ops import ring as rings
+from genssl_fast.ops.contrast_checks import (
+    checked_ids,
+    checked_matrix,
+    checked_number,
+    inverse_temperature,
+    reduced,
+)
 from genssl_fast.ops.contrastive import checked_log_epsilon, with_positive
+from genssl_fast.ops.ring import Ring
 from genssl_fast.ops.similarity import gram_logsumexp, gram_pair_sum
 from genssl_fast.reference.contrast.similarity import PSI
 from genssl_fast.reference.integrate import compute_dtype
@@ -21,7 +30,12 @@ PAIRS_AT_ONCE = 1 << 22  # of a user's ψ
 
 
 def info_nce_distance(
-    z: Tensor, z_positive: Tensor, temperature: float | Tensor = 1.0, epsilon: float = 1.0
+    z: Tensor,
+    z_positive: Tensor,
+    temperature: float | Tensor = 1.0,
+    epsilon: float = 1.0,
+    *,
+    group: "dist.ProcessGroup | bool | None" = None,
 ) -> Tensor:
     r"""InfoNCE of squared distances, as it stands in derivations: a sum over rows, and τ in front.
 
@@ -38,6 +52,7 @@ def info_nce_distance(
         z, z_positive: z and z' [N, D], fp32, fp64, bf16 or fp16 (computed in fp32).
         temperature: τ > 0, a number or a tensor [], learnable.
         epsilon: ε, at least 0, the weight of the positive in the denominator.
+        group: processes over which the rows are spread; see :mod:`genssl_fast.ops.contrastive`.
 
     Returns:
         The loss [], in fp32 (fp64 for fp64).
@@ -55,7 +70,7 @@ def info_nce_distance(
         tensor(1.3630)
     """
     return generalized_contrastive(
-        z, z_positive, "log", "exponential", temperature=temperature, epsilon=epsilon
+        z, z_positive, "log", "exponential", temperature=temperature, epsilon=epsilon, group=group
     )
 
 
@@ -68,6 +83,7 @@ def generalized_contrastive(
     temperature: float | Tensor = 1.0,
     margin: float | Tensor = 0.0,
     epsilon: float = 1.0,
+    group: "dist.ProcessGroup | bool | None" = None,
 ) -> Tensor:
     r"""The generalised contrastive loss, of any φ and ψ.
 
@@ -101,12 +117,15 @@ def generalized_contrastive(
         temperature: τ > 0, a number or a tensor [], learnable.
         margin: a number or a tensor [], learnable.
         epsilon: ε of ``"log"``, at least 0.
+        group: processes over which the rows are spread; see :mod:`genssl_fast.ops.contrastive`. For a φ that
+            is named, and ψ exponential or linear.
 
     Returns:
         The loss [], a sum over rows, in fp32 (fp64 for fp64).
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or range; the message names it.
+        NotImplementedError: φ or ψ do not go over processes.
 
     References:
         Tian, Understanding Deep Contrastive Learning via Coordinate-wise Optimization,
@@ -128,7 +147,8 @@ def generalized_contrastive(
     log_epsilon = checked_log_epsilon(epsilon)
     if not callable(phi):
         check_choice("phi", phi, PHIS)
-    z, z_positive = _centered(z, z_positive)
+    ring = _ring(group, (z, z_positive, scale, margin), {"phi": phi, "psi": psi, "epsilon": epsilon})
+    z, z_positive = _centered(z, z_positive, ring)
     if callable(psi):
         sums = _sums_of_function(psi, z, _squares(z - z_positive))
     else:
@@ -138,24 +158,52 @@ def generalized_contrastive(
         z, z_positive = z * root, z_positive * root
         shift = _squares(z - z_positive) + scale * margin
         if psi == "exponential":
-            log_sums = shift + gram_logsumexp(z, z.new_tensor(2.0), -_squares(z), None)
+            log_sums = shift + _log_sums(z, ring)
             if phi == "log":
-                return (with_positive(log_sums, log_epsilon) / scale).sum()
+                return reduced(with_positive(log_sums, log_epsilon) / scale, "sum", ring)
             sums = log_sums.exp()
         elif psi == "linear":
-            sums = _linear_sums(z, shift)
+            sums = _linear_sums(z, shift, ring)
         else:
             sums = gram_pair_sum(z, z.new_tensor(2.0), -_squares(z), shift, psi)
     if callable(phi):
         return phi(sums).sum()
-    return (torch.log(epsilon + sums) / scale if phi == "log" else sums).sum()
+    return reduced(torch.log(epsilon + sums) / scale if phi == "log" else sums, "sum", ring)
 
 
-def _centered(z, z_positive) -> tuple[Tensor, Tensor]:
+def _ring(group, tensors: tuple[Tensor, ...], same: dict) -> Ring | None:
+    """The processes of a group, and what they must agree on."""
+    if group is None:
+        return None
+    if same["phi"] not in PHIS or same["psi"] not in ("exponential", "linear"):
+        raise NotImplementedError(
+            "group: expected phi 'log' or 'identity' and psi 'exponential' or 'linear', got "
+            f"{same['phi']!r} and {same['psi']!r}: {rings.ALONE}"
+        )
+    return Ring(group, {"rows": tensors[:1]}, tensors[1:], {"loss": "generalized_contrastive"} | same)
+
+
+def _log_sums(z, ring) -> Tensor:
+    """log Σ_{j≠i} e^(−d_ij) [N]."""
+    two, bias = z.new_tensor(2.0), -_squares(z)
+    if ring is None:
+        return gram_logsumexp(z, two, bias, None)
+    ids = checked_ids("ids", None, len(z), z.device, ring.offset("rows"))
+    return rings.gram_logsumexp(z, two, bias, ids, ring)
+
+
+def _sum_of_rows(z, ring) -> Tensor:
+    """[D], or with a ring for each row that of all processes [N, D]."""
+    if ring is None:
+        return z.sum(0)
+    return rings.class_sums(z, torch.zeros(len(z), dtype=torch.int32, device=z.device), ring)
+
+
+def _centered(z, z_positive, ring) -> tuple[Tensor, Tensor]:
     """Relative to the mean: distances do not change, and the squares that are to cancel become small."""
     dtype = compute_dtype(z.dtype)
     z, z_positive = z.to(dtype).contiguous(), z_positive.to(dtype).contiguous()
-    origin = z.detach().mean(0)
+    origin = z.detach().mean(0) if ring is None else _sum_of_rows(z.detach(), ring)[:1] / ring.count
     return z - origin, z_positive - origin
 
 
@@ -163,11 +211,12 @@ def _squares(z: Tensor) -> Tensor:
     return z.square().sum(1)
 
 
-def _linear_sums(z, shift) -> Tensor:
+def _linear_sums(z, shift, ring) -> Tensor:
     """Σ_{j≠i} (shift_i − d_ij) [N], from the sum of all rows."""
-    squares = _squares(z)
-    distances = len(z) * squares + squares.sum() - 2 * (z * z.sum(0)).sum(1)
-    return (len(z) - 1) * shift - distances
+    squares, count = _squares(z), len(z) if ring is None else ring.count
+    total = _sum_of_rows(torch.cat([z, squares[:, None]], 1), ring)
+    distances = count * squares + total[..., -1] - 2 * (z * total[..., :-1]).sum(1)
+    return (count - 1) * shift - distances
 
 
 def _sums_of_function(psi, z, positive) -> Tensor:

@@ -43,17 +43,19 @@ struct BlockPair {
   int64_t row, column;
 };
 
-inline int64_t pair_blocks(int64_t count, int64_t block) { return (count + block - 1) / block; }
+static inline int64_t pair_blocks(int64_t count, int64_t block) {
+  return (count + block - 1) / block;
+}
 
 // Of gram, round 0 holds the blocks on the diagonal. An odd number of blocks plays with a dummy.
-inline int64_t pair_rounds(const PairShape& shape) {
+static inline int64_t pair_rounds(const PairShape& shape) {
   const int64_t rows = pair_blocks(shape.rows, shape.row_block);
   if (shape.gram) return rows + (rows & 1);
   const int64_t columns = pair_blocks(shape.columns, shape.column_block);
   return rows > columns ? rows : columns;
 }
 
-inline int64_t pair_tasks(const PairShape& shape, int64_t round) {
+static inline int64_t pair_tasks(const PairShape& shape, int64_t round) {
   const int64_t rows = pair_blocks(shape.rows, shape.row_block);
   if (shape.gram) return round == 0 ? rows : (rows + 1) / 2;
   const int64_t columns = pair_blocks(shape.columns, shape.column_block);
@@ -61,7 +63,8 @@ inline int64_t pair_tasks(const PairShape& shape, int64_t round) {
 }
 
 // Returns false for a game against the dummy.
-inline bool pair_of_task(const PairShape& shape, int64_t round, int64_t task, BlockPair& pair) {
+static inline bool pair_of_task(const PairShape& shape, int64_t round, int64_t task,
+                                BlockPair& pair) {
   const int64_t rows = pair_blocks(shape.rows, shape.row_block);
   if (!shape.gram) {
     const int64_t columns = pair_blocks(shape.columns, shape.column_block);

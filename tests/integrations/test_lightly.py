@@ -15,6 +15,7 @@ try:
     dcl = import_past_init("lightly.loss.dcl_loss", "lightly.models.utils")
     barlow = import_past_init("lightly.loss.barlow_twins_loss")
     vicreg = import_past_init("lightly.loss.vicreg_loss")
+    swav = import_past_init("lightly.loss.swav_loss")
 except ModuleNotFoundError:
     pytest.skip("lightly is not installed", allow_module_level=True)
 
@@ -85,6 +86,29 @@ def test_shapes_of_vicreg(shapes):
     for module in (ours, vicreg):
         with pytest.raises(AssertionError, match="z_a and z_b"):
             module.VICRegLoss()(*map(torch.ones, shapes))
+
+
+@drawn_examples
+@given(
+    count=st.integers(1, 9), prototypes=st.integers(1, 9), high=st.integers(1, 3), low=st.integers(0, 2),
+    queue=st.integers(0, 4), seed=seeds(), temperature=st.floats(0.05, 2), iterations=st.integers(0, 5),
+    epsilon=st.floats(0.03, 1),
+)  # fmt: skip
+def test_swav(count, prototypes, high, low, queue, seed, temperature, iterations, epsilon):
+    low = max(low, 2 - high)
+    crops = drawn(high + low, count, prototypes, seed=seed)
+    queues = drawn(high, queue, prototypes, seed=seed + 1) if queue else None
+
+    def call(module):
+        loss = module.SwaVLoss(temperature, iterations, epsilon)
+        return lambda *crops: loss(list(crops[:high]), list(crops[high:]), queues)
+
+    same_loss(call(ours), call(swav), *crops, tolerance=1e-8)
+
+
+def test_swav_of_large_similarities():
+    crops = list(10 * drawn(2, 6, 4, seed=0).float())
+    assert ours.SwaVLoss(sinkhorn_epsilon=0.04)(crops, []).isfinite().all()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-9, -1e-9])

@@ -28,6 +28,11 @@ def concat_all_gather(x):
     return torch.cat(parts)
 
 
+def of_crops(module, iterations):
+    loss = module.SwaVLoss(sinkhorn_iterations=iterations, sinkhorn_gather_distributed=True)
+    return lambda first, second: loss([first, second], [])
+
+
 def pairs_of_losses(rank) -> dict:
     """By name, ours and theirs, and the numbers that they take beside two views."""
     clip = import_past_init("open_clip.loss")
@@ -36,6 +41,7 @@ def pairs_of_losses(rank) -> dict:
     sys.modules["lightly.models.utils"].concat_all_gather = concat_all_gather
     barlow = import_past_init("lightly.loss.barlow_twins_loss")
     vicreg = import_past_init("lightly.loss.vicreg_loss")
+    swav = import_past_init("lightly.loss.swav_loss")
     where = {"rank": rank, "world_size": SIZE}
 
     def banked(module):
@@ -49,6 +55,8 @@ def pairs_of_losses(rank) -> dict:
         "barlow_twins": ([m.BarlowTwinsLoss(0.3, gather_distributed=True) for m in (lightly, barlow)], []),
         "vicreg": ([m.VICRegLoss(gather_distributed=True) for m in (lightly, vicreg)], []),
     }
+    for iterations in (0, 3):
+        found[f"swav {iterations}"] = [of_crops(m, iterations) for m in (lightly, swav)], []
     for local, grad in CLIP:
         options = {"local_loss": local, "gather_with_grad": grad, **where}
         found[f"clip {local} {grad}"] = [m.ClipLoss(**options) for m in (open_clip, clip)], [3.0]
@@ -86,7 +94,7 @@ def test_values_and_gradients():
     except ModuleNotFoundError as missing:
         pytest.skip(str(missing))
     for rank, found in enumerate(outcomes()):
-        assert len(found) == 2 * (5 * 3 + 4 * 4 + 4 * 5)
+        assert len(found) == 2 * (7 * 3 + 4 * 4 + 4 * 5)
         for name, error in found.items():
             assert error <= 1e-12, (rank, name)
 

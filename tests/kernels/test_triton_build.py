@@ -18,8 +18,7 @@ pytest.importorskip("triton")
 
 import triton
 from genssl_fast.kernels.common.tile import NUM_WARPS, TILE_ELEMENTS
-from genssl_fast.kernels.contrast import sinkhorn, soft_cross_entropy
-from genssl_fast.kernels.contrast import code_sums, nearest_code
+from genssl_fast.kernels.contrast import code_sums, nearest_code, sinkhorn, soft_cross_entropy
 from genssl_fast.kernels.coupling import affine_coupling, rational_quadratic_spline
 from genssl_fast.kernels.integrate import langevin_step, sampler_step
 from genssl_fast.kernels.random import random

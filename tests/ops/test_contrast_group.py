@@ -117,6 +117,15 @@ CASES = {
     "sup_con, base temperature": lambda t, group: genssl_fast.sup_con(
         t["x"], t["ids"], t["temperature"], base_temperature=0.07, reduction="sum", group=group
     ),
+    "info_nce_distance": lambda t, group: genssl_fast.info_nce_distance(
+        t["x"], t["y"], t["temperature"], epsilon=0.5, group=group
+    ),
+    "generalized_contrastive, linear": lambda t, group: genssl_fast.generalized_contrastive(
+        t["x"], t["y"], "log", "linear", temperature=t["temperature"], margin=t["scale"].exp(), group=group
+    ),
+    "generalized_contrastive, exponential": lambda t, group: genssl_fast.generalized_contrastive(
+        t["x"], t["y"], "identity", temperature=t["temperature"], margin=t["bias"], group=group
+    ),
     "losses of rows": losses_of_rows,
     "pair_logsumexp": pairs,
     "gram_logsumexp": gram,
@@ -234,6 +243,9 @@ def errors(rank, size) -> dict[str, str]:
             lambda: torch.func.grad(lambda x: genssl_fast.clip_loss(x, x, 1.0, group=True))(x),
         ),
         "jvp": message(NotImplementedError, lambda: forward_mode(x.detach())),
+        "psi": message(
+            NotImplementedError, lambda: genssl_fast.generalized_contrastive(x, x, psi="hinge", group=True)
+        ),
         "kind": message(TypeError, lambda: genssl_fast.nt_xent(x, x, group="all")),
     }
     if size == 1:
@@ -327,7 +339,7 @@ def test_a_part_of_the_processes():
 def test_errors(size):
     for found in outcomes(size):
         messages = found["errors"]
-        for name in ("second", "grad", "jvp"):
+        for name in ("second", "grad", "jvp", "psi"):
             assert "without group" in messages[name]
         assert "group" in messages["kind"]
         for name in ("D", "dtype", "normalize", "gradients", "ids")[: 0 if size == 1 else None]:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from torch import distributed as dist
 
 import genssl_fast
+from tests.processes import in_processes
 
 SHARDS = {1: [9], 2: [5, 4], 4: [3, 0, 5, 1]}
 
@@ -14,9 +14,7 @@ def logits_of_all():
     return 3 * torch.randn(9, 7, generator=torch.Generator().manual_seed(0))
 
 
-def run_shard(rank, shards, folder):
-    store = dist.FileStore(f"{folder}/store", len(shards))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=len(shards))
+def of_shard(rank, shards):
     everyone, shard = dist.group.WORLD, logits_of_all().split(shards)[rank]
     codes = genssl_fast.sinkhorn(shard, epsilon=0.04, group=everyone)
     center = genssl_fast.update_center(torch.ones(7), shard, group=everyone)
@@ -25,18 +23,13 @@ def run_shard(rank, shards, folder):
         genssl_fast.sinkhorn(torch.zeros(2, 3 + rank), group=everyone)
     except ValueError as error:
         message = str(error)
-    torch.save((codes, center, message), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return codes, center, message
 
 
 @pytest.mark.parametrize("processes", SHARDS)
-def test_processes_equal_one(processes, tmp_path):
-    shards, everything = SHARDS[processes], logits_of_all()
-    if processes == 1:
-        run_shard(0, shards, tmp_path)
-    else:
-        multiprocessing.spawn(run_shard, (shards, tmp_path), nprocs=processes)
-    codes, centers, messages = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(processes)))
+def test_processes_equal_one(processes):
+    everything = logits_of_all()
+    codes, centers, messages = zip(*in_processes(processes, of_shard, SHARDS[processes]))
     expected = genssl_fast.sinkhorn(everything, epsilon=0.04)
     torch.testing.assert_close(torch.cat(codes), expected, rtol=1e-6, atol=1e-7)
     expected = 0.9 + 0.1 * everything.mean(0)
