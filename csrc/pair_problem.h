@@ -175,68 +175,68 @@ class PairProblem {
   Tensor nothing() const {
     Tensor one = new_empty(x_, {1}, type_);
     return torch::stable::narrow(one, 0, 0, 0);
-  }, type_), 0, 0, 0);
-}
+  }
 
-// Contiguous, of the problem's type; -infinity becomes 0 if `finite`.
-Tensor numbers(const Tensor& tensor, const char* name, int64_t count, bool finite) const {
-  check_shape(tensor, name, {count});
-  Tensor result = contiguous_to(tensor, type_);
-  if (!finite) return result;
-  Tensor copy = vector(count, 0.0);
-  const auto replace = [&](auto zero) {
-    using T = decltype(zero);
-    const T* source = static_cast<const T*>(result.const_data_ptr());
-    std::replace_copy(source, source + count, static_cast<T*>(copy.mutable_data_ptr()),
-                      -std::numeric_limits<T>::infinity(), zero);
-  };
-  args_.is_double ? replace(0.0) : replace(0.0f);
-  return copy;
-}
+  // Contiguous, of the problem's type; -infinity becomes 0 if `finite`.
+  Tensor numbers(const Tensor& tensor, const char* name, int64_t count, bool finite) const {
+    check_shape(tensor, name, {count});
+    Tensor result = contiguous_to(tensor, type_);
+    if (!finite) return result;
+    Tensor copy = vector(count, 0.0);
+    const auto replace = [&](auto zero) {
+      using T = decltype(zero);
+      const T* source = static_cast<const T*>(result.const_data_ptr());
+      std::replace_copy(source, source + count, static_cast<T*>(copy.mutable_data_ptr()),
+                        -std::numeric_limits<T>::infinity(), zero);
+    };
+    args_.is_double ? replace(0.0) : replace(0.0f);
+    return copy;
+  }
 
-const PairArgs& args() const { return args_; }
-const PairShape& shape() const { return args_.shape; }
-ScalarType type() const { return type_; }
+  const PairArgs& args() const { return args_; }
+  const PairShape& shape() const { return args_.shape; }
+  ScalarType type() const { return type_; }
 
-private:
-// Rows whose distance is a multiple of 2 KiB share few sets of the first level cache.
-bool conflicts(int64_t depth) const {
-  return depth * static_cast<int64_t>(x_.element_size()) % 2048 == 0;
-}
+ private:
+  // Rows whose distance is a multiple of 2 KiB share few sets of the first level cache.
+  bool conflicts(int64_t depth) const {
+    return depth * static_cast<int64_t>(x_.element_size()) % 2048 == 0;
+  }
 
-PackPairsArgs pack_args(const Tensor& source) const {
-  PackPairsArgs args{};
-  args.is_double = args_.is_double;
-  args.source = source.const_data_ptr();
-  args.rows = source.size(0);
-  args.depth = shape().depth;
-  args.scale = scale_;
-  return args;
-}
+  PackPairsArgs pack_args(const Tensor& source) const {
+    PackPairsArgs args{};
+    args.is_double = args_.is_double;
+    args.source = source.const_data_ptr();
+    args.rows = source.size(0);
+    args.depth = shape().depth;
+    args.scale = scale_;
+    return args;
+  }
 
-void run_pack(const PackPairsArgs& args, int64_t width) const {
-  const int64_t grain = ceil_div(1 << 15, std::max<int64_t>(width * args.depth, 1));
-  parallel_for(0, ceil_div(args.rows, width), grain,
-               [&](int64_t begin, int64_t end) { GENSSL_DISPATCH(pack_pairs)(args, begin, end); });
-}
+  void run_pack(const PackPairsArgs& args, int64_t width) const {
+    const int64_t grain = ceil_div(1 << 15, std::max<int64_t>(width * args.depth, 1));
+    parallel_for(0, ceil_div(args.rows, width), grain, [&](int64_t begin, int64_t end) {
+      GENSSL_DISPATCH(pack_pairs)(args, begin, end);
+    });
+  }
 
-void* scratch(std::initializer_list<int64_t> shape) {
-  kept_.push_back(new_empty(x_, std::vector<int64_t>(shape), type_));
-  return kept_.back().mutable_data_ptr();
-}
+  void* scratch(std::initializer_list<int64_t> shape) {
+    kept_.push_back(new_empty(x_, std::vector<int64_t>(shape), type_));
+    return kept_.back().mutable_data_ptr();
+  }
 
-const void* keep(const OptionalTensor& tensor, const char* name, int64_t count, ScalarType type) {
-  if (!tensor) return nullptr;
-  check_shape(*tensor, name, {count});
-  kept_.push_back(contiguous_to(*tensor, type));
-  return kept_.back().const_data_ptr();
-}
+  const void* keep(const OptionalTensor& tensor, const char* name, int64_t count, ScalarType type) {
+    if (!tensor) return nullptr;
+    check_shape(*tensor, name, {count});
+    kept_.push_back(contiguous_to(*tensor, type));
+    return kept_.back().const_data_ptr();
+  }
 
-ScalarType type_;
-double scale_;
-Tensor x_, y_;
-std::vector<Tensor> kept_;
-PairArgs args_{};
+  ScalarType type_;
+  double scale_;
+  Tensor x_, y_;
+  std::vector<Tensor> kept_;
+  PairArgs args_{};
 };
 
 // All pairs of rows of one matrix; without ids each row is left out of its own sum.
