@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genssl_fast._checks import check
-from genssl_fast.ops.soft_cross_entropy import soft_cross_entropy
+from genssl_fast.ops.soft_cross_entropy import dino_loss, update_center
 from genssl_fast.ssl.heads import MLPHead, Prototypes
 from genssl_fast.ssl.method import Method, check_views, encode_views
 from genssl_fast.ssl.teacher import Teacher
@@ -83,27 +83,20 @@ class DINO(Method):
         students = self.prototypes(z, frozen=self.progress < self.frozen).chunk(len(views))
         outputs = self.teacher(torch.cat(list(views[:2])))
         self.embeddings, self._outputs = z[: len(outputs)].detach(), outputs
-        temperature = self._teacher_temperature()
-        terms = [
-            soft_cross_entropy(
-                student,
-                teacher,
-                student_temperature=self.student_temperature,
-                teacher_temperature=temperature,
-                center=self.center,
-            )
-            for number, teacher in enumerate(outputs.chunk(2))
-            for other, student in enumerate(students)
-            if other != number
-        ]
-        return torch.stack(terms).mean()
+        return dino_loss(
+            students,
+            outputs.chunk(2),
+            student_temperature=self.student_temperature,
+            teacher_temperature=self._teacher_temperature(),
+            center=self.center,
+        )
 
     def after_step(self, progress: float = 0.0) -> None:
         super().after_step(progress)
         self.prototypes.normalize_()
         self.teacher.update(self.backbone, self.projector, self.prototypes, progress=progress)
         if self._outputs is not None:
-            self.center.lerp_(self._outputs.mean(0), 1 - self.center_decay)
+            update_center(self.center, self._outputs, momentum=self.center_decay)
             self._outputs = None
 
     def _teacher_temperature(self) -> float:

@@ -26,8 +26,6 @@ class MoCo(Method):
         queue_size: K, at least the keys of a batch, two for each sample.
         decay: Of the averaged weights.
         temperature: Of the softmax.
-        last_norm: Whether queries and keys are normalized over the batch, so that they cannot become one
-            point before views agree on anything.
         features: See :class:`Method`.
 
     References:
@@ -50,12 +48,11 @@ class MoCo(Method):
         queue_size: int = 4096,
         decay: float = 0.99,
         temperature: float = 0.2,
-        last_norm: bool = False,
         features: int | None = None,
     ):
         super().__init__(backbone, features=features)
         self.temperature = temperature
-        self.projector = MLPHead(self.features, hidden, out, last_norm=last_norm)
+        self.projector = MLPHead(self.features, hidden, out)
         self.teacher = Teacher(self.backbone, self.projector, decay=decay, final_decay=decay)
         self.queue = EmbeddingQueue(queue_size, out)
         self._keys: Tensor | None = None

@@ -55,4 +55,4 @@ class Teacher(nn.Module):
         """ξ ← m ξ + (1 − m) θ, with m of this moment of training, in [0, 1]."""
         current = [parameter for student in students for parameter in student.parameters()]
         decay = cosine_schedule(self.decay, self.final_decay, progress)
-        ema_update(list(self.networks.parameters()), current, decay)
+        ema_update(self.networks, current, decay)
