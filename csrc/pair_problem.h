@@ -128,6 +128,7 @@ class PairProblem {
 
   // A vector of numbers, all the same.
   Tensor vector(int64_t count, double value) const {
+    if (count == 0) return nothing();
     Tensor result = new_empty(x_, {count}, type_);
     fill(result, value);
     return result;
@@ -145,7 +146,7 @@ class PairProblem {
   std::pair<Tensor, double> finish(Tensor sums, bool of_x, bool wanted) const {
     const Tensor& source = of_x ? x_ : y_;
     const int64_t rows = source.size(0), depth = shape().depth;
-    Tensor target = !wanted                 ? new_empty(x_, {0}, type_)
+    Tensor target = !wanted                 ? nothing()
                     : sums.size(1) == depth ? sums
                                             : new_empty(x_, {rows, depth}, type_);
     std::vector<double> products(rows);
@@ -170,7 +171,11 @@ class PairProblem {
     return result;
   }
 
-  Tensor nothing() const { return new_empty(x_, {0}, type_); }
+  // Of memory of its own: PyTorch takes outputs without any for aliases of each other.
+  Tensor nothing() const {
+    Tensor one = new_empty(x_, {1}, type_);
+    return torch::stable::narrow(one, 0, 0, 0);
+  }
 
   // Contiguous, of the problem's type; -infinity becomes 0 if `finite`.
   Tensor numbers(const Tensor& tensor, const char* name, int64_t count, bool finite) const {

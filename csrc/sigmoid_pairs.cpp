@@ -27,8 +27,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_pairs(Tensor x, Tenso
   problem.run([&](void* scratch, int64_t round, int64_t begin, int64_t end) {
     GENSSL_DISPATCH(sigmoid_pairs)(args, scratch, round, begin, end);
   });
-  const Tensor total = problem.scalar(sum_of(loss)), nothing = problem.nothing();
-  if (!gradients) return {total, as_type_of(to_x, x), as_type_of(to_y, y), nothing, nothing};
+  const Tensor total = problem.scalar(sum_of(loss));
+  if (!gradients) {
+    return {total, as_type_of(to_x, x), as_type_of(to_y, y), problem.nothing(), problem.nothing()};
+  }
   double to_scale;
   std::tie(to_x, to_scale) = problem.finish(to_x, true, true);
   to_y = problem.finish(to_y, false, true).first;

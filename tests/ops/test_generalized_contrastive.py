@@ -1,7 +1,5 @@
 """Losses of squared distances: the battery, the identities that pin sign and scale, users' functions."""
 
-import math
-
 import pytest
 import torch
 
@@ -14,12 +12,12 @@ from tests.ops.test_contrastive import DTYPES, assert_same, both_gradients, rows
 
 
 def pair_of(phi, psi, epsilon=1.0):
-    """The operation and its reference as functions of z, z_positive, temperature and margin."""
+    """The operation and its reference as functions of z, z_positive, log temperature and margin."""
     return (
         lambda z, p, t, m: genssl_fast.generalized_contrastive(
-            z, p, phi, psi, temperature=t, margin=m, epsilon=epsilon
+            z, p, phi, psi, temperature=t.exp(), margin=m, epsilon=epsilon
         ),
-        lambda z, p, t, m: plain.generalized_contrastive(z, p, phi, psi, t, m, epsilon),
+        lambda z, p, t, m: plain.generalized_contrastive(z, p, phi, psi, t.exp(), m, epsilon),
     )
 
 
@@ -32,7 +30,7 @@ def raw_sum_backward(z, positive, temperature, margin):
     return raw_gram_pair_sum_backward, (z[:, 1].contiguous(), *arguments)
 
 
-INPUTS = rows(2, 2, scalars=[8.0, 0.3])
+INPUTS = rows(2, 2, scalars=[2.0, 0.3])
 ALL = (0, 1, 2, 3)
 
 
@@ -151,7 +149,7 @@ def test_triplet_and_tuplet():
 def test_functions_of_a_user(monkeypatch):
     z, positive = views(9, 4, 6)
     monkeypatch.setattr("genssl_fast.ops.generalized_contrastive.PAIRS_AT_ONCE", 20)  # tiles of two rows
-    numbers = torch.tensor([0.9, 0.2], dtype=torch.float64).unbind()
+    temperature, margin = torch.tensor([0.9, 0.2], dtype=torch.float64).unbind()
     _, reference = pair_of("log", "sigmoid", 0.5)
 
     def phi(sums):
@@ -163,7 +161,7 @@ def test_functions_of_a_user(monkeypatch):
     def ours(z, positive):
         return genssl_fast.generalized_contrastive(z, positive, phi, psi)
 
-    expected = both_gradients(lambda z, p: reference(z, p, *numbers), z, positive)
+    expected = both_gradients(lambda z, p: reference(z, p, temperature.log(), margin), z, positive)
     assert_same(both_gradients(ours, z, positive), expected)
     wanted = z[:3].clone().requires_grad_(), positive[:3].clone().requires_grad_()
     torch.autograd.gradcheck(ours, wanted)
@@ -183,5 +181,5 @@ def test_far_from_the_origin():
 def test_huge_differences_are_finite():
     z, positive = views(6, 3, 8)
     value, *grads = both_gradients(genssl_fast.info_nce_distance, 100 * z.float(), -100 * positive.float())
-    assert math.isfinite(value)
+    assert torch.isfinite(value)
     assert all(torch.isfinite(g).all() for g in grads)
