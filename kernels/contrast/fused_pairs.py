@@ -22,6 +22,7 @@ import triton.language as tl
 
 from .pair_terms import (
     EXPONENTIAL,
+    LOGISTIC,
     NOTHING,
     Gradients,
     Pairs,
@@ -161,6 +162,8 @@ def row_gradients_kernel(
         logits = logits_of(products, factor, bias_of_rows, load_numbers(column_bias, columns, present))
         same = same_ids(row_ids, column_ids, rows, columns, row_present, present)
         keep = kept(same, present[None, :], KIND)
+        if value_sums is not None:
+            value_total += tl.sum(terms_of(logits, same, keep, None, KIND), axis=1)
         own, other = both_weights(
             logits, same, keep, grad_of_rows, offset_of_rows,
             load_numbers(column_grad, columns, present),
@@ -173,8 +176,6 @@ def row_gradients_kernel(
             own_total += tl.sum(own, axis=1)
         if product_sums is not None:
             product_total += tl.sum(weights * products, axis=1)
-        if value_sums is not None:
-            value_total += tl.sum(terms_of(logits, same, keep, None, KIND), axis=1)
         if to_x is not None:
             sums = _product_into(sums, weights, y_block)
     target = tl.program_id(1).to(tl.int64) * num_rows + rows
@@ -200,14 +201,13 @@ class Blocks(NamedTuple):
     stages: int
 
 
-def blocks_of(depth: int, dtype: torch.dtype) -> Blocks:
-    """Sizes whose compiled kernels keep within registers and the shared memory of sm_80."""
+def blocks_of(depth: int, dtype: torch.dtype, kind: int) -> Blocks:
+    """Sizes that keep the compiled kernels within 255 registers without spills, from sm_80 on."""
     depth = max(16, triton.next_power_of_2(depth))
-    if dtype == torch.float32:
-        return Blocks(depth, 64, 32, 4, 2)
-    if depth > 128:
+    if dtype == torch.float32 or depth > 128:
         return Blocks(depth, 64, 32, 8, 2)
-    return Blocks(depth, 128, 64, 8 if depth > 64 else 4, 2)
+    # The sigmoid loss holds its terms beside its weights.
+    return Blocks(depth, 128, 32 if kind == LOGISTIC.value and depth > 64 else 64, 8 if depth > 64 else 4, 2)
 
 
 class Launch(NamedTuple):
@@ -220,7 +220,7 @@ class Launch(NamedTuple):
 
 def launch_of(pairs: Pairs) -> Launch:
     (num_rows, depth), num_columns = pairs.rows.matrix.shape, len(pairs.columns.matrix)
-    blocks = blocks_of(depth, pairs.rows.matrix.dtype)
+    blocks = blocks_of(depth, pairs.rows.matrix.dtype, pairs.kind)
     row_blocks = triton.cdiv(num_rows, blocks.rows)
     column_blocks = max(triton.cdiv(num_columns, blocks.columns), 1)
     most = triton.cdiv(column_blocks, LEAST_BLOCKS)

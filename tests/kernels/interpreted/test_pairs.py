@@ -30,7 +30,7 @@ def structure(request, monkeypatch):
     return request.param
 
 
-def small_blocks(depth, dtype):
+def small_blocks(depth, dtype, kind):
     return fused_pairs.Blocks(max(16, 1 << (depth - 1).bit_length()), 64, 64, 4, 2)
 
 
