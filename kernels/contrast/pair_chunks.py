@@ -8,8 +8,8 @@ gradients, which are added in fp32. The partial sums of the blocks of a chunk ar
 
 Scores of bf16 are fp32, as exponentials need: 2 N^2 D operations and 8 bytes a pair forward, 6
 N^2 D and 14 bytes backward, and half of both for one matrix with itself. 4096 rows is the knee of
-siglip-kernel 0.1.2; with that side fixed and a bounded other one, the workspace is at most 200 MB
-(256 MB in fp64) whatever N is.
+siglip-kernel 0.1.2; with that side fixed and a bounded other one, the workspace is at most 192 MiB
+(256 MiB in fp64) whatever N is.
 
 fp16 has not the range of weights and is widened. Products of fp32 are PyTorch's: tf32 only where
 the caller allows it.
@@ -330,7 +330,8 @@ def gradients(pairs: Pairs, to_rows: bool, to_columns: bool, values: bool) -> Gr
     column_weights = row_weights if gram else totals.vector(len(y), pairs.columns.bias is not None)
     own_weights = totals.vector(len(x), pairs.kind < EXPONENTIAL.value)
     value_sums = totals.vector(len(x), values)
-    spare = pairs.scale.new_empty(min(CHUNK_COLUMNS, max(len(x), len(y))), x.shape[1])
+    spare_rows = min(CHUNK_COLUMNS, max(len(x), len(y))) if x.dtype == torch.bfloat16 else 0
+    spare = pairs.scale.new_empty(spare_rows, x.shape[1])
     for chunk in chunks_of(pairs, with_weights=True):
         rows, columns, (row_blocks, column_blocks) = chunk.rows, chunk.columns, chunk.blocks
         once = chunk.diagonal  # the columns of this chunk are its rows

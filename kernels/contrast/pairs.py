@@ -21,7 +21,7 @@ def structure_of(x: torch.Tensor) -> ModuleType:
     Chunks move 8 bytes a pair forward and 14 to 16 backward, 4.7 ps at the 4.8 TB/s of an H200, and
     leave the products to cuBLAS. Fused kernels move nothing and pay products twice. 16-bit products
     of D = 128 take 0.4 ps at 600 TFLOP/s, so they are fused below 256, which is also where sums
-    [rows, D] no longer fit in registers; siglip-kernel 0.1.2 measured chunks to win from there on.
+    [rows, D] no longer fit in registers; at 768 siglip-kernel 0.1.2 measured chunks to win on Hopper.
     fp32 products run on the 67 TFLOP/s of the vector units, of which cuBLAS reaches most and
     Triton's dot about a third: 1.9 against 5 ps for D = 64, so fused up to there.
     These figures are derived, not measured. fp64 goes in chunks.
