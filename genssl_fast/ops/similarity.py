@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from genssl_fast import reference
 from genssl_fast._autograd import differentiable, rules_by_autograd, wants_gradient
-from genssl_fast._library import define
+from genssl_fast._library import define, implement_triton
 from genssl_fast.reference.contrast.similarity import PSI
 from genssl_fast.reference.integrate import compute_dtype
 
@@ -97,6 +97,16 @@ raw_sigmoid_pairs = define(
     reference=plain.sigmoid_pairs,
     fake=_fake_sigmoid,
 )
+for operation in (
+    "pair_logsumexp",
+    "pair_logsumexp_backward",
+    "gram_logsumexp",
+    "gram_logsumexp_backward",
+    "gram_pair_sum",
+    "gram_pair_sum_backward",
+    "sigmoid_pairs",
+):
+    implement_triton(f"_{operation}", "contrast.pairs", operation)
 
 _pair_logsumexp_backward = differentiable(
     raw_pair_logsumexp_backward, **rules_by_autograd(plain.pair_logsumexp_backward)

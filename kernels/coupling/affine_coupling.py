@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..common.functions import sigmoid, softplus
 from ..common.tile import NUM_WARPS, tile_indices, tiling_of
 
 TANH = tl.constexpr(1)
@@ -32,15 +33,6 @@ def _expm1(x):
     inside = (minus != 0.0) & (minus != -1.0)
     corrected = minus * x / tl.log(tl.where(inside, power, 0.5))
     return tl.where(inside, corrected, tl.where(minus == 0.0, x, minus))
-
-
-@triton.jit
-def _log1p(x):
-    """log(1 + x) for x in [0, 1]: the rounding of 1 + x is divided out."""
-    shifted = 1.0 + x
-    rounded = shifted - 1.0
-    safe = tl.where(rounded == 0.0, 1.0, rounded)
-    return tl.where(rounded == 0.0, x, tl.log(shifted) * (x / safe))
 
 
 @triton.jit
@@ -68,29 +60,19 @@ def _atan(x):
 
 
 @triton.jit
-def _softplus(x):
-    return tl.where(x > 0.0, x, 0.0) + _log1p(tl.exp(-tl.abs(x)))
-
-
-@triton.jit
-def _sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
 def _scale_and_log(a, limit, offset, min_scale, CLAMP: tl.constexpr):
     """e^s and s of the clamps that bound the scale itself."""
     u = a + offset
     if CLAMP == SOFTPLUS:
-        scale = _softplus(u) + min_scale
+        scale = softplus(u) + min_scale
         scale = tl.where(scale > limit, limit, scale)
         # Without a least scale a tiny softplus is e^u.
         tiny = tl.where(min_scale == 0.0, scale, 1.0) < 1e-17
         log_scale = tl.where(tiny, u, tl.log(tl.where(tiny, 1.0, scale)))
     else:
-        scale = _sigmoid(u) + min_scale
+        scale = sigmoid(u) + min_scale
         exact = min_scale == 0.0
-        log_scale = tl.where(exact, -_softplus(-u), tl.log(tl.where(exact, 1.0, scale)))
+        log_scale = tl.where(exact, -softplus(-u), tl.log(tl.where(exact, 1.0, scale)))
     return scale, log_scale
 
 
@@ -131,13 +113,13 @@ def _slope(a, limit, offset, min_scale, CLAMP: tl.constexpr, INVERSE: tl.constex
         shrink = 1.0 / (1.0 + tl.abs(a) / limit)
         slope = shrink * shrink
     if CLAMP >= SIGMOID and CLAMP < SOFTPLUS:
-        slope = _sigmoid(-u)
-        weight = _sigmoid(u) / (_sigmoid(u) + tl.where(min_scale == 0.0, 1.0, min_scale))
+        slope = sigmoid(-u)
+        weight = sigmoid(u) / (sigmoid(u) + tl.where(min_scale == 0.0, 1.0, min_scale))
         slope = tl.where(min_scale == 0.0, slope, slope * weight)
     if CLAMP == SOFTPLUS:
-        scale = _softplus(u) + min_scale
+        scale = softplus(u) + min_scale
         tiny = scale < 1e-30
-        slope = tl.where(tiny, 1.0, _sigmoid(u) / tl.where(tiny, 1.0, scale))
+        slope = tl.where(tiny, 1.0, sigmoid(u) / tl.where(tiny, 1.0, scale))
         slope = tl.where(scale > limit, 0.0, slope)
     RECIPROCAL: tl.constexpr = CLAMP == RECIPROCAL_SIGMOID
     if INVERSE != RECIPROCAL:

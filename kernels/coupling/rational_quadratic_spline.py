@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .affine_coupling import _sigmoid, _softplus
+from ..common.functions import sigmoid, softplus
 
 NONE = tl.constexpr(0)
 LINEAR = tl.constexpr(1)
@@ -80,8 +80,8 @@ def _slope(
         slope = tl.exp(_clip(logit, rate))
         by_logit = slope * _clip_slope(logit, rate)
     else:
-        slope = min_derivative + _softplus(tl.where(logit > MAX_SLOPE_LOGIT, MAX_SLOPE_LOGIT, logit))
-        by_logit = tl.where(logit > MAX_SLOPE_LOGIT, 0.0, _sigmoid(logit))
+        slope = min_derivative + softplus(tl.where(logit > MAX_SLOPE_LOGIT, MAX_SLOPE_LOGIT, logit))
+        by_logit = tl.where(logit > MAX_SLOPE_LOGIT, 0.0, sigmoid(logit))
     return tl.where(free, slope, 1.0), tl.where(free, by_logit, 0.0)
 
 

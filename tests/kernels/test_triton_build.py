@@ -18,7 +18,15 @@ pytest.importorskip("triton")
 
 import triton
 from genssl_fast.kernels.common.tile import NUM_WARPS, TILE_ELEMENTS
-from genssl_fast.kernels.contrast import code_sums, nearest_code, sinkhorn, soft_cross_entropy
+from genssl_fast.kernels.contrast import (
+    code_sums,
+    fused_pairs,
+    nearest_code,
+    pair_chunks,
+    pairs,
+    sinkhorn,
+    soft_cross_entropy,
+)
 from genssl_fast.kernels.coupling import affine_coupling, rational_quadratic_spline
 from genssl_fast.kernels.integrate import langevin_step, sampler_step
 from genssl_fast.kernels.random import random
@@ -205,6 +213,60 @@ CASES = {
 }
 
 
+def run_gram_logsumexp(z):
+    pairs.gram_logsumexp(z, torch.ones((), dtype=number_dtype(z)), None, None)
+
+
+def run_gram_logsumexp_backward(z):
+    numbers = torch.zeros(len(z), dtype=number_dtype(z))
+    pairs.gram_logsumexp_backward(numbers, numbers, z, numbers[0], numbers, None)
+
+
+def run_soft_triplet_backward(z):
+    numbers = torch.zeros(len(z), dtype=number_dtype(z))
+    pairs.gram_pair_sum_backward(numbers, z, numbers[0], numbers, numbers, 0)
+
+
+def run_sigmoid(x):
+    number, ids = torch.ones((), dtype=number_dtype(x)), torch.arange(len(x), dtype=torch.int32)
+    pairs.sigmoid_pairs(x, x, number, number, ids, ids, True)
+
+
+def number_dtype(x):
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class PairCase(NamedTuple):
+    """What the first launch of a kernel may use for rows of `depth`, and who multiplies."""
+
+    kernel: triton.JITFunction
+    call: Callable
+    depth: int
+    dtype: torch.dtype
+    registers: int
+    tensor_cores: bool = False
+
+
+ROW_SUMS, ROW_GRADIENTS = fused_pairs.row_sums_kernel, fused_pairs.row_gradients_kernel
+CHUNK_SUMS, CHUNK_WEIGHTS = pair_chunks.chunk_sums_kernel, pair_chunks.chunk_weights_kernel
+MERGE = pair_chunks.merge_kernel
+PAIR_CASES = {
+    "log-sums": PairCase(ROW_SUMS, run_gram_logsumexp, 128, torch.bfloat16, 128, True),
+    "gradients": PairCase(ROW_GRADIENTS, run_gram_logsumexp_backward, 128, torch.bfloat16, 255, True),
+    "gradients-fp16": PairCase(ROW_GRADIENTS, run_gram_logsumexp_backward, 128, torch.float16, 255, True),
+    "gradients-fp32": PairCase(ROW_GRADIENTS, run_gram_logsumexp_backward, 64, torch.float32, 168),
+    "soft-triplet": PairCase(ROW_GRADIENTS, run_soft_triplet_backward, 128, torch.bfloat16, 255, True),
+    "sigmoid": PairCase(ROW_GRADIENTS, run_sigmoid, 128, torch.bfloat16, 255, True),
+    "sigmoid-ragged": PairCase(ROW_GRADIENTS, run_sigmoid, 255, torch.bfloat16, 255, True),
+    "chunk-log-sums": PairCase(CHUNK_SUMS, run_gram_logsumexp, 256, torch.float32, 64),
+    "chunk-log-sums-fp64": PairCase(CHUNK_SUMS, run_gram_logsumexp, 5, torch.float64, 128),
+    "chunk-weights": PairCase(CHUNK_WEIGHTS, run_gram_logsumexp_backward, 256, torch.bfloat16, 112),
+    "chunk-sigmoid": PairCase(CHUNK_WEIGHTS, run_sigmoid, 256, torch.bfloat16, 112),
+    "chunk-sigmoid-fp64": PairCase(CHUNK_WEIGHTS, run_sigmoid, 5, torch.float64, 255),
+}
+TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+
+
 class StubDriver:
     """As much of Triton's driver as compilation needs: a target without a device."""
 
@@ -223,15 +285,16 @@ class StubDriver:
 
 @pytest.fixture
 def compile_launches(monkeypatch):
-    """Compiles, and does not run, what a call launches: kernel -> compiled kernel."""
+    """Compiles, and does not run, the first launches of a call: kernel -> compiled kernel."""
 
     def compile_launches(call, x, architecture):
         compiled = {}
         monkeypatch.setattr(triton.runtime.driver, "_active", StubDriver(architecture))
-        for kernel in {case.kernel for case in CASES.values()}:
+        for kernel in {case.kernel for case in (*CASES.values(), *PAIR_CASES.values())} | {MERGE}:
 
             def compile_only(*args, kernel=kernel, run=type(kernel).run, warmup, **kwargs):
-                compiled[kernel] = run(kernel, *args, warmup=True, **kwargs)
+                if kernel not in compiled:
+                    compiled[kernel] = run(kernel, *args, warmup=True, **kwargs)
 
             monkeypatch.setattr(kernel, "run", compile_only)
         call(x)
@@ -274,3 +337,19 @@ def test_budget(case, dtype, architecture, compile_launches, tmp_path):
     thread_bytes = TILE_ELEMENTS // (32 * NUM_WARPS) * dtype.itemsize
     assert wide_bytes(compiled.asm["ptx"], "ld") >= case.reads * thread_bytes
     assert wide_bytes(compiled.asm["ptx"], "st") >= case.writes * thread_bytes
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("case", PAIR_CASES.values(), ids=PAIR_CASES)
+def test_budget_of_pairs(case, architecture, compile_launches, tmp_path, monkeypatch):
+    """Shared memory for two programs on a multiprocessor of sm_90; tf32 for fp16 alone."""
+    for product in ("multiply", "add_product"):
+        monkeypatch.setattr(pair_chunks, product, lambda *args: None)
+    compiled = compile_launches(case.call, torch.zeros(512, case.depth, dtype=case.dtype), architecture)
+    usage = resource_usage(compiled[case.kernel].asm["cubin"], tmp_path)
+    assert usage["STACK"] == usage["LOCAL"] == 0, "spills"
+    assert usage["REG"] <= case.registers
+    assert compiled[case.kernel].metadata.shared <= 112 * 1024
+    ptx = compiled[case.kernel].asm["ptx"]
+    assert (TENSOR_CORES[architecture] in ptx) == case.tensor_cores
+    assert ("tf32" in ptx) == (case.dtype == torch.float16)
