@@ -1,14 +1,24 @@
-"""Feature decorrelation without a D×D matrix: Barlow Twins and VICReg."""
+"""Feature decorrelation without a D×D matrix: Barlow Twins and VICReg.
+
+**Many processes.** With ``group`` the rows of both views are spread over the processes of a group, in parts
+of one or more, and the loss is that of all of them: means, variances and correlations too. Values, gradients
+and what raises an error are as in :mod:`genssl_fast.ops.contrastive`. It takes Gram matrices whatever D is:
+blocks of rows travel a ring, and a process stores O(N D) for its own N. Every process finds its gradient
+together with the value, so that the backward pass exchanges nothing.
+"""
 
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from genssl_fast._autograd import differentiable, rules_by_autograd, wants_gradient
 from genssl_fast._checks import check, check_choice, check_dtype, check_same
 from genssl_fast._library import define
+from genssl_fast.ops import decorrelation_group
+from genssl_fast.ops.ring import Ring
 from genssl_fast.reference import contrast
 from genssl_fast.reference.contrast import decorrelation_products
 from genssl_fast.reference.integrate import compute_dtype
@@ -96,6 +106,7 @@ def barlow_twins(
     eps: float = 1e-5,
     convention: str = "original",
     form: str | None = None,
+    group: "dist.ProcessGroup | bool | None" = None,
 ) -> Tensor:
     r"""Barlow Twins: the correlations of two views' features are drawn to the identity.
 
@@ -108,17 +119,19 @@ def barlow_twins(
     gradient take :math:`6 N^2 D` operations instead of :math:`6 N D^2`; memory is linear in z either way.
 
     Arguments:
-        z1, z2: [N, D], N at least 2; fp32, fp64, bf16 or fp16 (the last two computed in fp32).
+        z1, z2: [N, D], N at least 2, over all processes; fp32, fp64, bf16 or fp16 (the last two computed in
+            fp32).
         weight: of the redundancy term, by default the convention's.
         scale: of the whole loss, by default the convention's.
         eps: added to the variances, greater than 0; a feature without variance has no correlation.
         convention: ``"original"`` (facebookresearch/barlowtwins: weight 0.0051, scale 1), ``"lightly"``
             (weight 0.005, scale 1) or ``"solo-learn"`` (weight 0.005, scale 0.025).
-        form: ``"gram"``, ``"tiles"`` for blocks of C, or None: Gram matrices where 2 N < D.
+        form: ``"gram"``, ``"tiles"`` for blocks of C, or None: Gram matrices where 2 N < D or with ``group``.
+        group: processes over which the rows are spread; see :mod:`genssl_fast.ops.decorrelation`.
 
     Returns:
         The loss, a scalar in fp32 (fp64 for fp64). Its gradient is as fast as its value; second derivatives
-        and forward mode go through the D×D formula.
+        and forward mode go through the D×D formula, with ``group`` they raise ``NotImplementedError``.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or range; the message names it.
@@ -132,12 +145,19 @@ def barlow_twins(
         >>> genssl_fast.barlow_twins(z, -z).item()  # two features, correlations of −1
         7.999919891357422
     """
-    gram = _checked_form(z1, z2, form)
+    check_dtype("z1", z1)
+    check(z1.ndim == 2, "z1", "shape [N, D]", list(z1.shape))
+    check_same("z2", z2, z1, "z1")
+    gram = _checked_form(z1, form, group)
     check_choice("convention", convention, BARLOW_TWINS)
     default_weight, default_scale = BARLOW_TWINS[convention]
     weight = _checked_number("weight", default_weight if weight is None else weight)
     scale = _checked_number("scale", default_scale if scale is None else scale)
     eps = _checked_number("eps", eps, positive=True)
+    if group is not None:
+        same = {"weight": weight, "scale": scale, "eps": eps}
+        ring = _ring(group, z1, z2, {"loss": "barlow_twins", "convention": convention} | same)
+        return decorrelation_group.barlow_twins(z1, z2, ring, weight, scale, eps)
     return _barlow_twins(z1, z2, weight, scale, eps, gram, wants_gradient((z1, z2)))[0]
 
 
@@ -152,6 +172,7 @@ def vicreg(
     eps: float = 1e-4,
     convention: str = "original",
     form: str | None = None,
+    group: "dist.ProcessGroup | bool | None" = None,
 ) -> Tensor:
     r"""VICReg: invariance of two views, features of at least unit deviation and without covariance.
 
@@ -178,17 +199,19 @@ def vicreg(
     have nearly all the variance, Gram matrices lose digits that tiles keep.
 
     Arguments:
-        z1, z2: [N, D], N at least 2; fp32, fp64, bf16 or fp16 (the last two computed in fp32). Dimensions
-            between, as in [N, P, D], are positions: the loss is the mean of theirs.
+        z1, z2: [N, D], N at least 2, over all processes; fp32, fp64, bf16 or fp16 (the last two computed in
+            fp32). Dimensions between, as in [N, P, D], are positions: the loss is the mean of theirs.
         invariance, variance, covariance: weights of the terms, at least 0.
         gamma: the deviation below which a feature is pushed apart.
         eps: added to the variances, greater than 0.
         convention: ``"original"`` (facebookresearch/vicreg), ``"paper"``, ``"lightly"`` or ``"solo-learn"``.
-        form: ``"gram"``, ``"tiles"`` for blocks of the covariances, or None: Gram matrices where 2 N < D.
+        form: ``"gram"``, ``"tiles"`` for blocks of the covariances, or None: Gram matrices where 2 N < D or
+            with ``group``.
+        group: processes over which the rows are spread; see :mod:`genssl_fast.ops.decorrelation`.
 
     Returns:
         The loss, a scalar in fp32 (fp64 for fp64). Its gradient is as fast as its value; second derivatives
-        and forward mode go through the D×D formula.
+        and forward mode go through the D×D formula, with ``group`` they raise ``NotImplementedError``.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or range; the message names it.
@@ -205,38 +228,51 @@ def vicreg(
     check_dtype("z1", z1)
     check(z1.ndim >= 2, "z1", "shape [N, ..., D]", list(z1.shape))
     check_same("z2", z2, z1, "z1")
-    if z1.ndim > 2:
+    if z1.ndim > 2 and group is None:
         options = dict(invariance=invariance, variance=variance, covariance=covariance, gamma=gamma)
         positions = (z.flatten(1, -2).unbind(1) for z in (z1, z2))
         each = [vicreg(*z, **options, eps=eps, convention=convention, form=form) for z in zip(*positions)]
         check(len(each) > 0, "z1", "at least one position", list(z1.shape))
         return torch.stack(each).mean()
-    gram = _checked_form(z1, z2, form)
+    gram = _checked_form(z1, form, group)
     check_choice("convention", convention, VICREG)
     invariance = _checked_number("invariance", invariance)
     variance = _checked_number("variance", variance)
     covariance = _checked_number("covariance", covariance)
     gamma, eps = _checked_number("gamma", gamma), _checked_number("eps", eps, positive=True)
+    same = {"invariance": invariance, "variance": variance, "covariance": covariance, "gamma": gamma}
     if convention == "paper":
-        invariance *= z1.shape[1]
+        invariance *= z1.shape[-1]
     if convention in ("original", "lightly"):
         variance /= 2
+    if group is not None:
+        same |= {"eps": eps, "convention": convention, "positions": list(z1.shape[1:-1])}
+        ring = _ring(group, z1, z2, {"loss": "vicreg"} | same)
+        return decorrelation_group.vicreg(z1, z2, ring, invariance, variance, covariance, gamma, eps)
     keep = wants_gradient((z1, z2))
     return _vicreg(z1, z2, invariance, variance, covariance, gamma, eps, gram, keep)[0]
 
 
-def _checked_form(z1, z2, form) -> bool:
+def _checked_form(z1: Tensor, form: str | None, group) -> bool:
     """Whether Gram matrices are used."""
-    check_dtype("z1", z1)
-    check(z1.ndim == 2, "z1", "shape [N, D]", list(z1.shape))
-    check_same("z2", z2, z1, "z1")
-    n, d = z1.shape
-    check(n >= 2, "z1", "at least 2 rows, for a variance", n)
+    n, d = z1.shape[:-1].numel(), z1.shape[-1]
+    if group is None:
+        check(n >= 2, "z1", "at least 2 rows, for a variance", n)
+    else:
+        check(n >= 1, "z1", "at least one row on every process of the group", n)
     check(d >= 1, "z1", "at least one feature", d)
     if form is None:
         return 2 * n < d
-    check_choice("form", form, FORMS)
+    check_choice("form", form, FORMS if group is None else FORMS[:1])
     return form == "gram"
+
+
+def _ring(group, z1: Tensor, z2: Tensor, same: dict[str, object]) -> Ring:
+    """The processes of a group, with 2 rows or more among them."""
+    first_position = z1[:, *[0] * (z1.ndim - 2)]
+    ring = Ring(group, {"rows": (first_position,)}, (z2,), same)
+    check(ring.count >= 2, "z1", "at least 2 rows over all processes, for a variance", ring.count)
+    return ring
 
 
 def _checked_number(name: str, value, positive: bool = False) -> float:

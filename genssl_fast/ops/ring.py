@@ -26,12 +26,20 @@ from genssl_fast.ops.similarity import (
 )
 from genssl_fast.reference.integrate import compute_dtype
 
-__all__ = ["Ring", "class_sums", "gram_logsumexp", "pair_logsumexp", "sigmoid_pairs"]
+__all__ = [
+    "Ring",
+    "check_first_derivative",
+    "class_sums",
+    "gram_logsumexp",
+    "not_compiled",
+    "pair_logsumexp",
+    "sigmoid_pairs",
+]
 
 ALONE = "call the loss of the whole batch in one process, without group"
 
 
-def _not_compiled(function: Callable) -> Callable:
+def not_compiled(function: Callable) -> Callable:
     """A call that torch.compile leaves to eager PyTorch; it imports its compiler for that, at the first."""
     wrapped = None
 
@@ -63,7 +71,7 @@ class Ring:
         ValueError: on every process, where they disagree; it names on what.
     """
 
-    @_not_compiled
+    @not_compiled
     def __init__(
         self,
         group,
@@ -130,7 +138,7 @@ class Ring:
         """Number of all processes' rows that have losses."""
         return sum(self.rows["rows"])
 
-    @_not_compiled
+    @not_compiled
     def total(self, share: Tensor) -> Tensor:
         """Sum [] of all shares, on every process; its gradient is that of one share, times W."""
         return _Total.apply(share, self)
@@ -193,7 +201,7 @@ class _Total(torch.autograd.Function):
         return grad * ctx.size, None
 
 
-def _check_first_derivative() -> None:
+def check_first_derivative() -> None:
     """In a backward pass, which records itself only for a second derivative."""
     if torch.is_grad_enabled():
         raise NotImplementedError(f"group: no second derivatives (create_graph=True): {ALONE}")
@@ -219,7 +227,7 @@ class _PairLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_rows, grad_columns):
-        _check_first_derivative()
+        check_first_derivative()
         x, y, scale, row_bias, column_bias, row_ids, column_ids, rows, columns = ctx.saved_tensors
         ring, name, nothing = ctx.ring, ctx.name, rows.new_zeros(0)
         travelling = (columns, grad_columns) if ctx.of_columns else (None, None)
@@ -264,7 +272,7 @@ class _GramLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        _check_first_derivative()
+        check_first_derivative()
         z, scale, bias, ids, rows = ctx.saved_tensors
         here = None
         for there, bias_there, ids_there, sums, grads in ctx.ring.visits(ctx.name, z, bias, ids, rows, grad):
@@ -295,7 +303,7 @@ class _SigmoidPairs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        _check_first_derivative()
+        check_first_derivative()
         x, y, scale, bias, row_ids, column_ids = ctx.saved_tensors
         here, to_columns = None, _Collected(ctx.ring, ctx.name, torch.add)
         for there, ids in ctx.ring.visits(ctx.name, y, column_ids):
@@ -337,7 +345,7 @@ def _added(total: tuple[Tensor, ...] | None, *found: Tensor) -> tuple[Tensor, ..
     return found if total is None else tuple(map(torch.add, total, found))
 
 
-@_not_compiled
+@not_compiled
 @without_autocast
 def pair_logsumexp(
     x: Tensor,
@@ -359,7 +367,7 @@ def pair_logsumexp(
     return _PairLogSumExp.apply(ring, name, columns, x, y, scale, row_bias, column_bias, row_ids, column_ids)
 
 
-@_not_compiled
+@not_compiled
 @without_autocast
 def gram_logsumexp(
     z: Tensor, scale: Tensor, bias: Tensor | None, ids: Tensor, ring: Ring, name: str = "rows"
@@ -371,7 +379,7 @@ def gram_logsumexp(
     return _GramLogSumExp.apply(ring, name, z, scale, bias, ids)
 
 
-@_not_compiled
+@not_compiled
 @without_autocast
 def sigmoid_pairs(
     x: Tensor,
@@ -387,7 +395,7 @@ def sigmoid_pairs(
     return _SigmoidPairs.apply(ring, name, x, y, scale, bias, row_ids, column_ids)
 
 
-@_not_compiled
+@not_compiled
 @without_autocast
 def class_sums(z: Tensor, labels: Tensor, ring: Ring, name: str = "rows") -> Tensor:
     """For every row here the sum [N, D] of all processes' rows of its class, itself among them."""

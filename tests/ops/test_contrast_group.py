@@ -4,16 +4,19 @@ One launch for each number of processes runs everything; tests look at what it f
 """
 
 import functools
+from unittest import mock
 
 import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import genssl_fast
+from genssl_fast.ops import decorrelation_group, similarity
 from genssl_fast.ops import ring as rings
-from genssl_fast.ops import similarity
 from tests.processes import in_processes
 
 SHARDS = {1: [16], 2: [11, 5], 4: [5, 3, 7, 1]}
@@ -40,6 +43,8 @@ def batch(dtype, shards):
     spread |= {"own_negatives": normal(count, 3, D), "row_bias": normal(count), "column_bias": normal(count)}
     spread["temperatures"] = (0.3 + torch.rand(count, generator=generator)).to(dtype).requires_grad_()
     spread |= {"ids": integers(12), "other_ids": integers(12), "labels": integers(5)}
+    spread |= {"wide_x": normal(count, 45), "wide_y": normal(count, 45)}
+    spread |= {"x_positions": normal(count, 3, 5), "y_positions": normal(count, 3, 5)}
     shared = {"temperature": number(0.4), "scale": number(3.0), "bias": number(-1.5)}
     shared["queue"] = nn.functional.normalize(normal(20, D).detach())
     return spread, shared
@@ -72,6 +77,13 @@ def losses_of_rows(t, group):
     return rings.Ring(group, {"rows": (t["x"],)}, (), {}).total(total)
 
 
+def in_tiles_of_two_rows(t, group):
+    with mock.patch.object(decorrelation_group, "TILE", 2):
+        losses = [loss(t["x"], t["y"], group=group) for loss in DECORRELATION]
+    return sum(losses)
+
+
+DECORRELATION = genssl_fast.barlow_twins, genssl_fast.vicreg
 CASES = {
     "nt_xent": lambda t, group: genssl_fast.nt_xent(t["x"], t["y"], t["temperature"], group=group),
     "nt_xent, sum, 0.01": lambda t, group: genssl_fast.nt_xent(
@@ -126,6 +138,24 @@ CASES = {
     "generalized_contrastive, exponential": lambda t, group: genssl_fast.generalized_contrastive(
         t["x"], t["y"], "identity", temperature=t["temperature"], margin=t["bias"], group=group
     ),
+    "barlow_twins": lambda t, group: genssl_fast.barlow_twins(t["x"], t["y"], group=group),
+    "barlow_twins, lightly": lambda t, group: genssl_fast.barlow_twins(
+        t["x"], 3 * t["x"] + 100, eps=1e-3, convention="lightly", group=group
+    ),
+    "barlow_twins, wide, solo-learn": lambda t, group: genssl_fast.barlow_twins(
+        t["wide_x"], t["wide_y"], convention="solo-learn", group=group
+    ),
+    "vicreg": lambda t, group: genssl_fast.vicreg(t["x"], t["y"], gamma=0.4, group=group),
+    "vicreg, constant view": lambda t, group: genssl_fast.vicreg(
+        t["x"], t["y"].detach(), convention="lightly", group=group
+    ),
+    "vicreg, wide, paper": lambda t, group: genssl_fast.vicreg(
+        t["wide_x"], t["wide_y"], covariance=20.0, convention="paper", group=group
+    ),
+    "vicreg, positions, solo-learn": lambda t, group: genssl_fast.vicreg(
+        t["x_positions"], t["y_positions"], convention="solo-learn", group=group
+    ),
+    "decorrelation in tiles": in_tiles_of_two_rows,
     "losses of rows": losses_of_rows,
     "pair_logsumexp": pairs,
     "gram_logsumexp": gram,
@@ -180,6 +210,11 @@ class Towers(nn.Module):
         return self.image(images), self.text(texts), self.log_scale.exp()
 
 
+def trained_loss(images, texts, scale, group=None):
+    apart = sum(loss(images, texts, group=group) for loss in DECORRELATION)
+    return genssl_fast.clip_loss(images, texts, scale, group=group) + apart
+
+
 def trained(shards, rank) -> float:
     """The largest relative error of DistributedDataParallel's gradients."""
     torch.manual_seed(3)
@@ -187,9 +222,9 @@ def trained(shards, rank) -> float:
     spread = Towers()
     spread.load_state_dict(alone.state_dict())
     mine = inputs.split(shards, 1)[rank]
-    genssl_fast.clip_loss(*alone(*inputs)).backward()
+    trained_loss(*alone(*inputs)).backward()
     model = DistributedDataParallel(spread)
-    genssl_fast.clip_loss(*model(*mine), group=dist.group.WORLD).backward()
+    trained_loss(*model(*mine), group=dist.group.WORLD).backward()
     return max(relative_error(p.grad, q.grad) for p, q in zip(spread.parameters(), alone.parameters()))
 
 
@@ -200,6 +235,7 @@ def repeated(shards, rank) -> bool:
         spread, shared = batch(torch.float32, [len(shards) * 40])
         part = {name: leaf(tensor.chunk(len(shards))[rank]) for name, tensor in spread.items()}
         loss = genssl_fast.info_nce(part["x"], part["y"], shared["temperature"], symmetric=True, group=True)
+        loss = loss + sum(apart(part["x"], part["y"], group=True) for apart in DECORRELATION)
         loss.backward()
         return loss.detach(), part["x"].grad, part["y"].grad, shared["temperature"].grad
 
@@ -220,6 +256,34 @@ def saved_bytes(count) -> int:
         loss = genssl_fast.clip_loss(x, y, torch.tensor(2.0, requires_grad=True), group=True)
     loss.backward()
     return sum(sizes.values())
+
+
+def values(shards, rank) -> list[float]:
+    """Losses that are to be the same number on every process."""
+    spread, _ = batch(torch.float32, shards)
+    x, y = (spread[name].split(shards)[rank] for name in ("wide_x", "wide_y"))
+    return [loss(x, y, group=True).item() for loss in DECORRELATION]
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        sizes = (leaf.numel() for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor))
+        self.elements = max(self.elements, *sizes, 0)
+        return found
+
+
+def largest_tensor(rows, features) -> int:
+    """In the forward and backward passes of what decorrelates features."""
+    x, y = (torch.randn(rows, features, requires_grad=True) for _ in range(2))
+    with Largest() as largest:
+        for loss in DECORRELATION:
+            loss(x, y, group=True).backward()
+    return largest.elements
 
 
 def message(kind, call) -> str:
@@ -247,9 +311,13 @@ def errors(rank, size) -> dict[str, str]:
             NotImplementedError, lambda: genssl_fast.generalized_contrastive(x, x, psi="hinge", group=True)
         ),
         "kind": message(TypeError, lambda: genssl_fast.nt_xent(x, x, group="all")),
+        "form": message(ValueError, lambda: genssl_fast.vicreg(x, x, form="tiles", group=True)),
     }
+    for loss in DECORRELATION:
+        found |= {f"{loss.__name__}, {name}": text for name, text in derivatives(loss, x).items()}
     if size == 1:
-        return found
+        one = message(ValueError, lambda: genssl_fast.barlow_twins(x[:1], x[:1], group=True))
+        return found | {"one row": one}
     calls = {
         "D": lambda: genssl_fast.nt_xent(wide, wide, group=True),
         "dtype": lambda: genssl_fast.sup_con(
@@ -260,14 +328,46 @@ def errors(rank, size) -> dict[str, str]:
         "ids": lambda: genssl_fast.clip_loss(
             x, x, 1.0, ids=torch.arange(4) if rank else None, group=True
         ),
+        "D of barlow_twins": lambda: genssl_fast.barlow_twins(wide, wide, group=True),
+        "dtype of vicreg": lambda: genssl_fast.vicreg(
+            *[x.detach().to((torch.float32, torch.float64)[rank % 2])] * 2, group=True
+        ),
+        "gradients of vicreg": lambda: genssl_fast.vicreg(*[x if rank else x.detach()] * 2, group=True),
+        "weight of barlow_twins": lambda: genssl_fast.barlow_twins(x, x, weight=1.0 + rank, group=True),
+        "convention of barlow_twins": lambda: genssl_fast.barlow_twins(
+            x, x, convention="lightly" if rank else "original", group=True
+        ),
+        "gamma of vicreg": lambda: genssl_fast.vicreg(x, x, gamma=1.0 + rank, group=True),
+        "eps of vicreg": lambda: genssl_fast.vicreg(x, x, eps=1.0 + rank, group=True),
+        "convention of vicreg": lambda: genssl_fast.vicreg(
+            x, x, convention="solo-learn" if rank else "paper", group=True
+        ),
+        "positions of vicreg": lambda: genssl_fast.vicreg(
+            *[x[:, None].expand(-1, 1 + rank, -1)] * 2, group=True
+        ),
+        "loss of both": lambda: DECORRELATION[rank % 2](x, x, group=True),
     }  # fmt: skip
     return found | {name: message(ValueError, call) for name, call in calls.items()}
 
 
-def forward_mode(x):
+def derivatives(loss, x) -> dict[str, str]:
+    """Messages of the derivatives that no group has."""
+
+    def loss_of(x):
+        return loss(x, x.cos(), group=True)
+
+    calls = {
+        "second": lambda: torch.autograd.grad(loss_of(x), x, create_graph=True),
+        "grad": lambda: torch.func.grad(loss_of)(x),
+        "jvp": lambda: forward_mode(x.detach(), loss),
+    }
+    return {name: message(NotImplementedError, call) for name, call in calls.items()}
+
+
+def forward_mode(x, loss=genssl_fast.nt_xent):
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, x)
-        genssl_fast.nt_xent(dual, dual, group=True)
+        loss(dual, dual, group=True)
 
 
 def in_a_part(rank) -> float:
@@ -292,6 +392,7 @@ def process(rank, shards) -> dict:
     }
     found |= {"trained": trained(shards, rank), "repeated": repeated(shards, rank)}
     found |= {"saved": [saved_bytes(count) for count in (64, 128)], "errors": errors(rank, len(shards))}
+    found |= {"values": values(shards, rank), "largest": largest_tensor(16, 512)}
     return found | {"in a part": in_a_part(rank) if len(shards) == 4 else 0.0}
 
 
@@ -331,6 +432,17 @@ def test_memory_is_that_of_the_rows_at_hand(size):
         assert large <= 128 * 4 * (4 * D + 16)
 
 
+@over_sizes
+def test_every_process_has_the_same_value(size):
+    first, *others = (found["values"] for found in outcomes(size))
+    assert all(values == first for values in others)
+
+
+@over_sizes
+def test_decorrelation_holds_rows_of_one_process_alone(size):
+    assert max(found["largest"] for found in outcomes(size)) == 16 * 512
+
+
 def test_a_part_of_the_processes():
     assert max(found["in a part"] for found in outcomes(4)) <= 1e-6
 
@@ -341,10 +453,20 @@ def test_errors(size):
         messages = found["errors"]
         for name in ("second", "grad", "jvp", "psi"):
             assert "without group" in messages[name]
+        for loss in DECORRELATION:
+            for derivative in ("second", "grad", "jvp"):
+                assert "without group" in messages[f"{loss.__name__}, {derivative}"]
         assert "group" in messages["kind"]
-        for name in ("D", "dtype", "normalize", "gradients", "ids")[: 0 if size == 1 else None]:
+        assert "form: expected one of 'gram'" in messages["form"]
+        if size == 1:
+            assert "z1: expected at least 2 rows over all processes" in messages["one row"]
+            continue
+        for name in ("D", "dtype", "normalize", "gradients", "ids"):
             assert "group" in messages[name]
             assert name in messages[name]
+        for name in (name for name in messages if " of " in name):
+            assert "group" in messages[name]
+            assert name.split()[0] in messages[name]
 
 
 def test_without_processes():
