@@ -29,6 +29,7 @@ from genssl_fast.reference.integrate import compute_dtype
 __all__ = [
     "Ring",
     "check_first_derivative",
+    "checked_group",
     "class_sums",
     "gram_logsumexp",
     "not_compiled",
@@ -80,7 +81,7 @@ class Ring:
         same: dict[str, object],
         per_row=False,
     ):
-        self.group = _checked_group(group)
+        self.group = checked_group(group)
         tensors = (*(tensor for block in blocks.values() for tensor in block), *others)
         if torch._C._are_functorch_transforms_active() or has_tangent(tensors):
             raise NotImplementedError(f"group: no torch.func transform and no forward mode: {ALONE}")
@@ -175,7 +176,12 @@ class _Collected:
         return self.arriving.wait()
 
 
-def _checked_group(group) -> "dist.ProcessGroup":
+def checked_group(group) -> "dist.ProcessGroup":
+    """The group that a ``group=`` means, True being the default one.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: no process group, something else, one without this process.
+    """
     if not dist.is_available() or not dist.is_initialized():
         raise RuntimeError("group: expected torch.distributed to be initialised (init_process_group)")
     if group is True:

@@ -10,6 +10,7 @@ from genssl_fast import reference
 from genssl_fast._autograd import forbid_derivatives
 from genssl_fast._checks import check, check_count, check_dtype, values_are_checked
 from genssl_fast._library import define, implement_triton
+from genssl_fast.ops.ring import checked_group
 
 __all__ = ["sinkhorn"]
 
@@ -51,7 +52,7 @@ def sinkhorn(
     *,
     epsilon: float = 0.05,
     iterations: int = 3,
-    group: "dist.ProcessGroup | None" = None,
+    group: "dist.ProcessGroup | bool | None" = None,
 ) -> Tensor:
     r"""Soft codes that use all prototypes equally, by a fixed number of Sinkhorn's iterations (SwAV).
 
@@ -72,9 +73,9 @@ def sinkhorn(
             logits are computed in fp32 and rounded to 16 bits. An entry of -inf has the code 0.
         epsilon: weight of the entropy, positive.
         iterations: at least 1.
-        group: a group of ``torch.distributed`` whose processes each hold some of the samples, any number of
-            them: columns are those of all samples. All its processes must call this together. None for the
-            samples at hand alone.
+        group: a group of ``torch.distributed``, or True for the default one, whose processes each hold some
+            of the samples, any number of them: columns are those of all samples. All its processes must call
+            this together. None for the samples at hand alone.
 
     Returns:
         Q [B, K] in the dtype of ``logits``.
@@ -101,7 +102,7 @@ def sinkhorn(
     logits = logits.detach()
     if group is None:
         return raw_sinkhorn(logits, float(epsilon), iterations)
-    return _sinkhorn_of_group(logits, float(epsilon), iterations, group)
+    return _sinkhorn_of_group(logits, float(epsilon), iterations, checked_group(group))
 
 
 def _sinkhorn_of_group(logits: Tensor, epsilon: float, iterations: int, group) -> Tensor:
