@@ -2,7 +2,7 @@
 
 Sums over rows, D numbers for each view, are reduced over all processes. Squared correlations are summed by
 Gram matrices: blocks of rows travel the ring of :mod:`genssl_fast.ops.ring`, and a visiting block y makes
-G = x yᵀ [rows here, rows there] of both views, in tiles of ``TILE`` rows each way. The sum of the products
+G = x yᵀ [rows here, rows there] of both views, in tiles of ``TILE``² numbers. The sum of the products
 of elements of two G is that of the squares, and G y, summed over visits, is the gradient for x: the whole
 Gram matrix is symmetric, so that no gradient travels. Neither D×D numbers nor all rows are ever in one place.
 
@@ -46,8 +46,8 @@ class _Loss(torch.autograd.Function):
 class _Centred:
     """Views [N, P, D] as [P, N, D] in their compute dtype, less the means of all processes' rows.
 
-    Arguments:
-        squares: sums of the squares of what is left, over all rows, [2, P, 1, D] in fp64.
+    The means are kept with what their rounding leaves; ``squares`` [2, P, 1, D], in fp64, are the sums over
+    all rows of the squares of what is centred.
     """
 
     def __init__(self, ring: Ring, *views: Tensor):
@@ -108,11 +108,12 @@ def _squares(ring: Ring, z1, z2, standardized: Callable, wanted: bool, crossed: 
     S is xᵀx of each view, whose squares are added up, or xᵀy of both where ``crossed``.
     """
     here, squares = standardized(z1, z2), z1.new_zeros(1, dtype=torch.float64)
+    height = max(1, TILE // z1.shape[1])
     products = [torch.zeros_like(x) for x in here] if wanted else ()
     for there in ring.visits("rows", z1, z2):
         there = standardized(*there)
-        for begin in range(0, len(z1), TILE):
-            rows = slice(begin, begin + TILE)
+        for begin in range(0, len(z1), height):
+            rows = slice(begin, begin + height)
             for y in zip(*(y.split(TILE, 1) for y in there)):
                 grams = [x[:, rows] @ columns.mT for x, columns in zip(here, y)]
                 partners = grams[::-1] if crossed else grams
