@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-ROWS, CODES, DEPTH = 64, 64, 32
+ROWS, CODES, DEPTH = 64, 64, 16
 SEARCH_WARPS, NUM_WARPS = 8, 4
 INFINITY = tl.constexpr(float("inf"))
 

@@ -49,7 +49,7 @@ def test_list_names_every_operation_of_the_issue():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nonsense"], "family: expected one of random, integrate, score, coupling, causal, got 'nonsense'"),
+        (["nonsense"], "causal, contrast, got 'nonsense'"),
         (["--match", "no such case"], "no case for device 'cpu' matches 'no such case'"),
         (["--device", "abacus"], "invalid choice: 'abacus'"),
         (["--compare", "absent.json"], "cannot read absent.json"),

@@ -91,7 +91,7 @@ def test_rounds_rotate_and_interleave():
 
     def clock(call, repeats):
         call()
-        return float(next(ticks))
+        return next(ticks) * 1e-3
 
     samples = timing.interleave(calls, clock, rounds=4)
     assert "".join(order[9:]) == "abcbcacababc"
