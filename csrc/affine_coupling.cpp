@@ -97,10 +97,6 @@ Inputs read_inputs(Tensor x, Tensor shift, OptionalTensor log_scale, OptionalTen
   return inputs;
 }
 
-ScalarType sum_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 bool streams(const Tensor& x, const AffineCouplingArgs& args) {
   const int64_t size = static_cast<int64_t>(x.element_size());
   const int64_t offsets =
@@ -120,7 +116,7 @@ std::tuple<Tensor, Tensor> affine_coupling(Tensor x, Tensor shift, OptionalTenso
                                            double min_scale, bool shift_first) {
   Inputs inputs = read_inputs(x, shift, log_scale, mask, split, inverse, clamp, limit, offset,
                               min_scale, shift_first);
-  Tensor y = new_empty_like(x), log_abs_det = new_empty(x, {x.size(0)}, sum_type(x));
+  Tensor y = new_empty_like(x), log_abs_det = new_empty(x, {x.size(0)}, compute_type(x));
   AffineCouplingArgs& args = inputs.args;
   args.y = y.mutable_data_ptr();
   args.log_abs_det = log_abs_det.mutable_data_ptr();
@@ -138,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(
                               min_scale, shift_first);
   grad_y = contiguous_like(grad_y, x, "grad_y");
   check_shape(grad_log_abs_det, "grad_log_abs_det", {x.size(0)});
-  grad_log_abs_det = contiguous_to(grad_log_abs_det, sum_type(x));
+  grad_log_abs_det = contiguous_to(grad_log_abs_det, compute_type(x));
   Tensor grad_x = new_empty_like(x), grad_shift = new_empty_like(shift);
   Tensor grad_log_scale =
       log_scale ? new_empty_like(*log_scale) : new_empty(x, {0}, x.scalar_type());

@@ -46,6 +46,11 @@ inline ElementType element_type(const Tensor& tensor, const char* name) {
   }
 }
 
+// fp64 for fp64, else fp32.
+inline ScalarType compute_type(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 inline void check_type(const Tensor& tensor, const char* name, ScalarType expected) {
   STD_TORCH_CHECK(tensor.scalar_type() == expected, name, ": expected ",
                   torch::headeronly::toString(expected), ", got ",

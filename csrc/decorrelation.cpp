@@ -9,6 +9,7 @@
 #include "csrc/common.h"
 #include "csrc/memory.h"
 #include "csrc/parallel.h"
+#include "kernels/common/panels.h"
 
 namespace genssl {
 namespace {
@@ -121,7 +122,7 @@ struct Views {
   Views(const Loss& loss, const Tensor& z1, const Tensor& z2, T* statistics)
       : loss(loss),
         z{contiguous_to(z1, scalar_type<T>()), contiguous_to(z2, scalar_type<T>())},
-        panel_columns(GENSSL_DISPATCH(decorrelation_panel_columns)(sizeof(T))),
+        panel_columns(GENSSL_DISPATCH(panel_columns)(sizeof(T) == sizeof(double))),
         strips(ceil_div(z1.size(1), kStripColumns)),
         scratch(GENSSL_DISPATCH(decorrelation_scratch<T>)(z1.size(0))) {
     args = {Loss::kind,

@@ -20,12 +20,12 @@ Tensor film_mlp(Tensor x, Tensor t, Tensor frequencies, bool sin_first, Tensor w
   FilmMLPInputs inputs{x,     frequencies, sin_first,       w_in,     b_in,
                        w,     c,           w_film,          w_embed1, w_embed2,
                        w_out, b_out,       class_embedding, labels};
-  inputs.prepare(inputs.compute_type());
+  inputs.prepare(compute_type(inputs.x));
   STD_TORCH_CHECK(t.dim() == 0 || (t.dim() == 1 && t.size(0) == x.size(0)),
                   "t: expected the shape [] or [", x.size(0), "], got ", shape_of(t));
-  t = contiguous_to(t, inputs.compute_type());
+  t = contiguous_to(t, compute_type(inputs.x));
   Tensor y = new_empty_like(inputs.x);
-  if (inputs.compute_type() == ScalarType::Double) {
+  if (compute_type(inputs.x) == ScalarType::Double) {
     run<double>(inputs, t, y);
   } else {
     run<float>(inputs, t, y);

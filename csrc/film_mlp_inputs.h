@@ -12,10 +12,6 @@ struct FilmMLPInputs {
   Tensor w_in, b_in, w, c, w_film, w_embed1, w_embed2, w_out, b_out;
   OptionalTensor class_embedding, labels;
 
-  // fp64 for fp64, else fp32.
-  ScalarType compute_type() const {
-    return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  }
   int64_t classes() const { return class_embedding ? class_embedding->size(0) : 0; }
   const int64_t* label_data() const { return static_cast<const int64_t*>(data_of(labels)); }
 
@@ -43,7 +39,7 @@ struct FilmMLPInputs {
     take(w_out, "w_out", {dim, hidden});
     take(b_out, "b_out", {dim});
     check_shape(frequencies, "frequencies", {time_dim / 2});
-    frequencies = contiguous_to(frequencies, compute_type());
+    frequencies = contiguous_to(frequencies, compute_type(x));
     STD_TORCH_CHECK(!labels || class_embedding,
                     "labels: expected None for weights without class_embedding");
     if (class_embedding) {

@@ -43,7 +43,7 @@ Tensor film_mlp_sample(Tensor x, Tensor frequencies, bool sin_first, Tensor w_in
   FilmMLPInputs inputs{x,     frequencies, sin_first,       w_in,     b_in,
                        w,     c,           w_film,          w_embed1, w_embed2,
                        w_out, b_out,       class_embedding, labels};
-  inputs.prepare(inputs.compute_type());
+  inputs.prepare(compute_type(inputs.x));
   check_type(coefficients, "coefficients", ScalarType::Double);
   STD_TORCH_CHECK(
       coefficients.dim() == 2 && num_states >= 1 && num_states + 6 <= coefficients.size(1),
@@ -54,7 +54,7 @@ Tensor film_mlp_sample(Tensor x, Tensor frequencies, bool sin_first, Tensor w_in
                         noise->size(1) == x.size(0) && noise->size(2) == x.size(1),
                     "noise: expected the shape [", coefficients.size(0), ", ", x.size(0), ", ",
                     x.size(1), "], got ", shape_of(*noise));
-    noise = contiguous_to(*noise, inputs.compute_type());
+    noise = contiguous_to(*noise, compute_type(inputs.x));
   }
   const Sampler sampler{
       as_contiguous(coefficients),
@@ -66,7 +66,7 @@ Tensor film_mlp_sample(Tensor x, Tensor frequencies, bool sin_first, Tensor w_in
       noise,
   };
   Tensor y = new_empty_like(inputs.x);
-  if (inputs.compute_type() == ScalarType::Double) {
+  if (compute_type(inputs.x) == ScalarType::Double) {
     run<double>(inputs, sampler, y);
   } else {
     run<float>(inputs, sampler, y);

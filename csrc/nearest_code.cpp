@@ -19,10 +19,6 @@ int64_t grain_of(int64_t work_of_item) {
   return std::max<int64_t>(kGrain / std::max<int64_t>(work_of_item, 1), 1);
 }
 
-ScalarType compute_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 void check_matrix(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.dim() == 2, name, ": expected two dimensions, got the shape ",
                   shape_of(tensor));

@@ -11,6 +11,7 @@
 #include "csrc/common.h"
 #include "csrc/memory.h"
 #include "csrc/parallel.h"
+#include "kernels/common/panels.h"
 #include "kernels/contrast/pairs.h"
 
 namespace genssl {
@@ -38,10 +39,6 @@ inline PairShape pair_shape(int64_t rows, int64_t columns, int64_t depth, bool g
   const int64_t wanted = kBlockScores / shape.row_block;
   shape.column_block = std::max(shape.column_block, std::min(wanted, longest));
   return shape;
-}
-
-inline ScalarType number_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 inline double number_of(const Tensor& scalar) {
@@ -74,7 +71,7 @@ class PairProblem {
 
   PairProblem(const Tensor& x, const Tensor& y, const Tensor& scale, const Options& options,
               bool gram)
-      : type_(number_type(x)), scale_(number_of(scale)) {
+      : type_(compute_type(x)), scale_(number_of(scale)) {
     STD_TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && x.size(1) == y.size(1),
                     "x, y: expected the shapes [N, D] and [M, D], got ", shape_of(x), " and ",
                     shape_of(y));
@@ -91,7 +88,7 @@ class PairProblem {
 
   // What scores need; and with gradients, of which rows are wanted.
   void pack(bool for_x, bool for_y) {
-    const int64_t width = GENSSL_DISPATCH(pair_panel_columns)(args_.is_double);
+    const int64_t width = GENSSL_DISPATCH(panel_columns)(args_.is_double);
     const int64_t columns = shape().columns, rows = shape().rows, depth = shape().depth;
     const auto panels_of = [&](int64_t count) { return ceil_div(count, width) * width; };
     PackPairsArgs of_x = pack_args(x_), of_y = pack_args(y_);
@@ -136,7 +133,7 @@ class PairProblem {
 
   // Zeros for the gradient of x or y, in rows of whole panels.
   Tensor gradient_sums(int64_t rows) const {
-    const int64_t width = GENSSL_DISPATCH(pair_panel_columns)(args_.is_double);
+    const int64_t width = GENSSL_DISPATCH(panel_columns)(args_.is_double);
     Tensor sums = new_empty(x_, {rows, ceil_div(shape().depth, width) * width}, type_);
     fill(sums, 0.0);
     return sums;

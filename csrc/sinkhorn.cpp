@@ -17,10 +17,6 @@ constexpr int64_t kCacheBytes = int64_t{32} << 20;
 constexpr int64_t kGrain = 16384, kColumnGrain = 8192;
 constexpr double kLog2OfE = 1.4426950408889634;
 
-ScalarType number_type(const Tensor& logits) {
-  return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 // The passes of one call, and the tensors that they share.
 class Sinkhorn {
  public:
@@ -85,20 +81,20 @@ class Sinkhorn {
   }
 
  private:
-  Tensor vector() const { return new_empty(logits_, {args_.columns}, number_type(logits_)); }
+  Tensor vector() const { return new_empty(logits_, {args_.columns}, compute_type(logits_)); }
   Tensor blocks() const {
-    return new_empty(logits_, {sinkhorn_blocks(args_.rows), args_.columns}, number_type(logits_));
+    return new_empty(logits_, {sinkhorn_blocks(args_.rows), args_.columns}, compute_type(logits_));
   }
   void* scratch() const {
     const int64_t count = kSinkhornScratchRows * args_.columns;
-    return number_type(logits_) == ScalarType::Double
+    return compute_type(logits_) == ScalarType::Double
                ? static_cast<void*>(thread_scratch<double>(count))
                : static_cast<void*>(thread_scratch<float>(count));
   }
   void read(const Tensor& maximum, const Tensor& offset) {
     for (const Tensor* tensor : {&maximum, &offset}) {
       check_shape(*tensor, "maximum, offset", {args_.columns});
-      check_type(*tensor, "maximum, offset", number_type(logits_));
+      check_type(*tensor, "maximum, offset", compute_type(logits_));
       STD_TORCH_CHECK(tensor->is_contiguous(), "maximum, offset: expected contiguous tensors");
     }
     args_.maximum = const_cast<void*>(maximum.const_data_ptr());

@@ -37,8 +37,7 @@ struct Logits {
          const Tensor& teacher_temperature)
       : student(as_contiguous(given_student)),
         teacher(as_contiguous(given_teacher)),
-        numbers(student.scalar_type() == ScalarType::Double ? ScalarType::Double
-                                                            : ScalarType::Float) {
+        numbers(compute_type(student)) {
     STD_TORCH_CHECK(student.dim() == 3, "student: expected the shape [S, B, K], got ",
                     shape_of(student));
     check_shape(teacher, "teacher", {teacher.size(0), student.size(1), student.size(2)});

@@ -23,7 +23,23 @@ struct ComputeType<double> {
   using type = double;
 };
 template <class Element>
-using Lanes = Vec<typename ComputeType<Element>::type>;
+using Number = typename ComputeType<Element>::type;
+template <class Element>
+using Lanes = Vec<Number<Element>>;
+
+// Calls body.template operator()<Element>() for elements that are computed in fp32.
+template <class Body>
+GENSSL_INLINE void with_float_element(ElementType type, const Body& body) {
+  if (type == ElementType::float32) return body.template operator()<float>();
+  if (type == ElementType::bfloat16) return body.template operator()<BFloat16>();
+  body.template operator()<Float16>();
+}
+// The same for all elements.
+template <class Body>
+GENSSL_INLINE void with_element(ElementType type, const Body& body) {
+  if (type == ElementType::float64) return body.template operator()<double>();
+  with_float_element(type, body);
+}
 
 typedef uint16_t Bits16 __attribute__((vector_size(kVecBytes / 2)));
 typedef uint32_t Bits32 __attribute__((vector_size(kVecBytes)));

@@ -70,12 +70,9 @@ template <class T>
 void code_sums(const CodeSumsArgs<T>& args, int64_t begin, int64_t end, double* workspace) {
   if constexpr (sizeof(T) == 8) {
     sum_codes<T, double>(args, begin, end, workspace);
-  } else if (args.type == ElementType::float32) {
-    sum_codes<T, float>(args, begin, end, workspace);
-  } else if (args.type == ElementType::bfloat16) {
-    sum_codes<T, BFloat16>(args, begin, end, workspace);
   } else {
-    sum_codes<T, Float16>(args, begin, end, workspace);
+    with_float_element(
+        args.type, [&]<class Element>() { sum_codes<T, Element>(args, begin, end, workspace); });
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include "kernels/common/accumulate.h"
 #include "kernels/common/element.h"
+#include "kernels/common/lanes.h"
 #include "kernels/contrast/decorrelation_views.h"
 
 namespace genssl::GENSSL_ISA {
@@ -20,11 +21,6 @@ GENSSL_INLINE void add_product(Vec<float> a, Vec<float> b, Vec<double>& sum) {
     load_floats(right + i, y);
     sum = fma(x, y, sum);
   }
-}
-GENSSL_INLINE double total(Vec<double> sum) {
-  double result = 0;
-  for (int lane = 0; lane < Vec<double>::size; ++lane) result += sum[lane];
-  return result;
 }
 
 // Panels of columns [begin, end) of a Gram matrix from a strip of x, on and above its diagonal.
@@ -114,7 +110,7 @@ double sum_panel(const GramArgs<T>& args, int64_t panel) {
     mirror(gram, rows, column, column, columns);
     for (int64_t n = column; n < column + columns; ++n) gram[n * rows + n] -= args.shift[view];
   }
-  return 2 * total(above) + total(within);
+  return 2 * sum_in_order(above) + sum_in_order(within);
 }
 
 // Features [begin, begin + count) of a view.
@@ -152,7 +148,7 @@ double square_block(T* product, Block left, Block right) {
       add_product(value, value, sum);
     }
   }
-  return total(sum);
+  return sum_in_order(sum);
 }
 
 // S of a pair of blocks, its sum of squares, and what it adds to x S and S x^T.
@@ -304,10 +300,6 @@ void gradient_strip(const GradientArgs<T>& args, int64_t index, T* scratch) {
 }
 
 }  // namespace
-
-int64_t decorrelation_panel_columns(int64_t element_size) {
-  return element_size == sizeof(float) ? kPanelColumns<float> : kPanelColumns<double>;
-}
 
 template <class T>
 int64_t decorrelation_scratch(int64_t rows) {

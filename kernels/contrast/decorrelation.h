@@ -110,7 +110,6 @@ GENSSL_ALWAYS_INLINE int64_t tile_units(Decorrelation loss, int64_t blocks) {
 
 }  // namespace genssl
 
-GENSSL_DECLARE_KERNEL(int64_t, decorrelation_panel_columns, (int64_t element_size))
 // Elements of scratch memory of one thread, enough for any stage.
 GENSSL_DECLARE_KERNEL(template <class T> int64_t, decorrelation_scratch, (int64_t rows))
 // Strips [begin, end) of columns.

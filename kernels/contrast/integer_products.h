@@ -7,33 +7,10 @@
 // [pairs][kPanelColumns] lanes.
 #pragma once
 
+#include "kernels/common/lanes.h"
 #include "kernels/common/matmul.h"
 
 namespace genssl::GENSSL_ISA {
-
-// All lanes together by an operation on two registers, halves first.
-template <class T, class Operation>
-GENSSL_INLINE T fold(Vec<T> a, const Operation& operation) {
-#pragma GCC unroll 4
-  for (int half = Vec<T>::size / 2; half > 0; half /= 2) {
-    typename Vec<T>::Mask other;
-    for (int lane = 0; lane < Vec<T>::size; ++lane) other[lane] = lane ^ half;
-    a = operation(a, Vec<T>(__builtin_shuffle(a.value, other)));
-  }
-  return a[0];
-}
-template <class T>
-GENSSL_INLINE T sum_of(Vec<T> a) {
-  return fold(a, [](Vec<T> b, Vec<T> c) { return b + c; });
-}
-template <class T>
-GENSSL_INLINE T lowest_of(Vec<T> a) {
-  return fold(a, [](Vec<T> b, Vec<T> c) { return min(b, c); });
-}
-template <class T>
-GENSSL_INLINE T highest_of(Vec<T> a) {
-  return fold(a, [](Vec<T> b, Vec<T> c) { return max(b, c); });
-}
 
 constexpr float kLongest = 46000, kLargest = 32767;
 
@@ -70,7 +47,7 @@ inline float quantize_row(const float* source, int64_t depth, float scale, int16
     const Int16 integers = __builtin_convertvector(to_integers(rounded), Int16);
     memcpy(target + k, &integers, sizeof integers);
   }
-  return sum_of(squares);
+  return sum_of_lanes(squares);
 }
 
 // The same for a panel [depth][kPanelColumns] of codes, to [pairs][kPanelColumns]; returns the
@@ -93,7 +70,7 @@ inline float quantize_panel(const float* panel, int64_t depth, float scale, int3
       const Int32 pair = (halves[0] & 0xffff) | (halves[1] << 16);
       memcpy(target + k / 2 * width + n, &pair, sizeof pair);
     }
-    const float highest = highest_of(squares);
+    const float highest = highest_lane(squares);
     if (!(highest <= largest)) largest = highest;
   }
   return largest;

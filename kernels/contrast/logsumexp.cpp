@@ -22,14 +22,14 @@ void reduce_rows(const Block<T>& block, T* max_of, double* sum_of) {
     for (int64_t n = block.column; n < end; n += Vec<T>::size) {
       largest = max(largest, Vec<T>::load(block.at(r, n)));
     }
-    const T before = max_of[r], row_max = max_of_lanes(largest);
+    const T before = max_of[r], row_max = highest_lane(largest);
     const T after = row_max > before ? row_max : before, origin = finite_or_zero(after);
     Vec<T> sum(T(0));
     for (int64_t n = block.column; n < end; n += Vec<T>::size) {
       sum = sum + exp(Vec<T>::load(block.at(r, n)) - Vec<T>(origin));
     }
     max_of[r] = after;
-    sum_of[r] = sum_of[r] * exp(Vec<T>(before - origin))[0] + sum_of_lanes(sum);
+    sum_of[r] = sum_of[r] * exp(Vec<T>(before - origin))[0] + sum_in_order(sum);
   }
 }
 

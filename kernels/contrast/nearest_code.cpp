@@ -45,7 +45,7 @@ GENSSL_INLINE double squared_distance(const T* a, const T* b, int64_t depth) {
     const Vec<double> second = load_wide(a + k + size, left) - load_wide(b + k + size, left);
     odd = fma(second, second, odd);
   }
-  return sum_of(even + odd);
+  return sum_of_lanes(even + odd);
 }
 
 // What the codes seen so far leave of a row, lane by lane: the lowest score, the number of the
@@ -149,9 +149,9 @@ struct Winner {
     for (int lane = 0; lane < Vec<T>::size; ++lane) lanes.value[lane] = T(lane);
     const Vec<T> none(kInfinity<T>);
     codes = fma(lowest.place, Vec<T>(T(Vec<T>::size)), lanes);
-    score = lowest_of(scores);
-    code = lowest_of(select(scores == Vec<T>(score), codes, none));
-    second = lowest_of(min(seconds, select(codes == Vec<T>(code), none, scores)));
+    score = lowest_lane(scores);
+    code = lowest_lane(select(scores == Vec<T>(score), codes, none));
+    second = lowest_lane(min(seconds, select(codes == Vec<T>(code), none, scores)));
   }
 };
 
@@ -271,10 +271,10 @@ class Search {
       magnitudes = max(magnitudes, abs(centered));
       store_lanes(centered, target + k, left);
     }
-    const T square = sum_of(squares);
+    const T square = sum_of_lanes(squares);
     const T length = block_.lengths[r] = T(__builtin_sqrt(double(square)));
     if constexpr (kHasIntegers<T>) {
-      const T scale = integer_scale(length, highest_of(magnitudes), args_.depth);
+      const T scale = integer_scale(length, highest_lane(magnitudes), args_.depth);
       int16_t* integers = block_.integers + r * block_.stride;
       const T lack = quantize_row(target, args_.depth, scale, integers);
       block_.lacks[r] = T(__builtin_sqrt(double(lack)));
@@ -338,7 +338,7 @@ class Search {
         if (winner.second - winner.score >= bound) continue;
         bound = bound_of(r, radius_of_nearer(r, index));
         if (winner.second - winner.score >= bound) continue;
-        if (lowest_of(winner.seconds) > winner.score + bound) {
+        if (lowest_lane(winner.seconds) > winner.score + bound) {
           index = nearest_of_lanes(winner, winner.score + bound, block_.numbers[r]);
           continue;
         }
@@ -534,12 +534,10 @@ template <class T>
 void nearest_code(const NearestCodeArgs<T>& args, int64_t begin, int64_t end, T* workspace) {
   if constexpr (sizeof(T) == 8) {
     search_blocks<T, double>(args, begin, end, workspace);
-  } else if (args.type == ElementType::float32) {
-    search_blocks<T, float>(args, begin, end, workspace);
-  } else if (args.type == ElementType::bfloat16) {
-    search_blocks<T, BFloat16>(args, begin, end, workspace);
   } else {
-    search_blocks<T, Float16>(args, begin, end, workspace);
+    with_float_element(args.type, [&]<class Element>() {
+      search_blocks<T, Element>(args, begin, end, workspace);
+    });
   }
 }
 

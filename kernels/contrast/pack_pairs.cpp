@@ -46,15 +46,11 @@ void finish(const FinishPairsArgs& args, int64_t begin, int64_t end) {
       product = fma(sum, load_lanes(x + k, lanes), product);
       if (args.target) store_lanes(sum * scale, target + k, lanes);
     }
-    args.products[r] = sum_of_lanes(product);
+    args.products[r] = sum_in_order(product);
   }
 }
 
 }  // namespace
-
-int64_t pair_panel_columns(bool is_double) {
-  return is_double ? kPanelColumns<double> : kPanelColumns<float>;
-}
 
 int64_t pair_scratch_size(const PairShape& shape) {
   // Beside the block, one register for every row and a number for every column.

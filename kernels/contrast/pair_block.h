@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/common/accumulate.h"
+#include "kernels/common/lanes.h"
 #include "kernels/common/math.h"
 #include "kernels/contrast/pairs.h"
 
@@ -37,19 +38,6 @@ GENSSL_INLINE Ids<T> lane_numbers() {
   Ids<T> lanes;
   for (int lane = 0; lane < Vec<T>::size; ++lane) lanes[lane] = lane;
   return lanes;
-}
-
-template <class T>
-GENSSL_INLINE T sum_of_lanes(Vec<T> a) {
-  T sum = a[0];
-  for (int lane = 1; lane < Vec<T>::size; ++lane) sum += a[lane];
-  return sum;
-}
-template <class T>
-GENSSL_INLINE T max_of_lanes(Vec<T> a) {
-  T largest = a[0];
-  for (int lane = 1; lane < Vec<T>::size; ++lane) largest = a[lane] > largest ? a[lane] : largest;
-  return largest;
 }
 
 // Rows [row, row_end) of x and [column, column_end) of y, and their block of numbers.
@@ -145,7 +133,7 @@ inline void add_sums_of_rows(const Block<T>& block, T* sums) {
     for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
       sum = sum + load_lanes(block.at(r, n), block.column_end - n);
     }
-    sums[r] += sum_of_lanes(sum);
+    sums[r] += sum_in_order(sum);
   }
 }
 

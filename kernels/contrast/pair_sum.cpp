@@ -44,7 +44,7 @@ void run(const PairSumArgs& args, void* scratch, int64_t round, int64_t begin, i
             const Vec<T> score = Vec<T>::load(block.at(r, n));
             sum = sum + where_kept(score, psi_of<T, PSI>(Vec<T>(shift[r]) + score));
           }
-          sums[r] += sum_of_lanes(sum);
+          sums[r] += sum_in_order(sum);
         }
         if (on_diagonal) return;
         for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
@@ -81,7 +81,7 @@ void weigh(const PairSumBackwardArgs& args, const Block<T>& block, bool on_diago
         (of_row + of_column).store(block.at(r, n));
       });
   for (int64_t r = block.row; r < block.row_end; ++r) {
-    to_shift[r] += sum_of_lanes(Vec<T>::load(row_lanes + (r - block.row) * size));
+    to_shift[r] += sum_in_order(Vec<T>::load(row_lanes + (r - block.row) * size));
   }
 }
 

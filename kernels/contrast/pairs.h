@@ -173,9 +173,7 @@ struct FinishPairsArgs {
 
 // Numbers of scratch memory that a task needs.
 GENSSL_DECLARE_KERNEL(int64_t, pair_scratch_size, (const PairShape& shape))
-// Columns of a panel, and numbers in the rows of gradients.
-GENSSL_DECLARE_KERNEL(int64_t, pair_panel_columns, (bool is_double))
-// Panels [begin, end) of pair_panel_columns rows of the source each.
+// Panels [begin, end) of panel_columns rows of the source each.
 GENSSL_DECLARE_KERNEL(void, pack_pairs, (const PackPairsArgs& args, int64_t begin, int64_t end))
 // Tasks [begin, end) of a round.
 GENSSL_DECLARE_KERNEL(void, logsumexp_pairs,

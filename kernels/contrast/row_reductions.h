@@ -1,12 +1,10 @@
-// Sums and maxima over the registers that cover a row of logits.
+// What sums and maxima over the registers that cover a row of logits need.
 #pragma once
 
 #include "kernels/common/element.h"
+#include "kernels/common/lanes.h"
 
 namespace genssl::GENSSL_ISA {
-
-template <class Element>
-using Number = typename ComputeType<Element>::type;
 
 // The lowest finite number.
 template <class T>
@@ -35,40 +33,6 @@ GENSSL_INLINE Vec<T> inside(Vec<T> value, PartialRegister<Element> lanes, T neut
   for (int lane = 0; lane < Vec<T>::size; ++lane) numbers[lane] = neutral;
   value.store(numbers, lanes.count);
   return Vec<T>::load(numbers);
-}
-
-// The sum of the lanes, in pairs.
-template <class T>
-GENSSL_INLINE T sum_of_lanes(Vec<T> value) {
-  T numbers[Vec<T>::size];
-  value.store(numbers);
-  for (int half = Vec<T>::size / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) numbers[lane] += numbers[lane + half];
-  }
-  return numbers[0];
-}
-template <class T>
-GENSSL_INLINE T largest_lane(Vec<T> value) {
-  T result = value[0];
-  for (int lane = 1; lane < Vec<T>::size; ++lane) {
-    result = value[lane] > result ? value[lane] : result;
-  }
-  return result;
-}
-
-// Calls body.template operator()<Element>().
-template <class Body>
-inline void with_element(ElementType type, const Body& body) {
-  switch (type) {
-    case ElementType::float32:
-      return body.template operator()<float>();
-    case ElementType::float64:
-      return body.template operator()<double>();
-    case ElementType::bfloat16:
-      return body.template operator()<BFloat16>();
-    case ElementType::float16:
-      return body.template operator()<Float16>();
-  }
 }
 
 }  // namespace genssl::GENSSL_ISA

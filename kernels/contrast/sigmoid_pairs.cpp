@@ -35,14 +35,14 @@ void run(const SigmoidPairsArgs& args, void* scratch, int64_t round, int64_t beg
           if (GRADIENTS) select(same, -of.slope, of.slope).store(block.at(r, n));
         });
     const int64_t row = block.row / shape.row_block;
-    args.loss[row] += sum_of_lanes(loss);
+    args.loss[row] += sum_in_order(loss);
     if (!GRADIENTS) return;
     for (int64_t r = block.row; r < block.row_end; ++r) {
       Vec<T> sum(T(0));
       for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
         sum = sum + load_lanes(block.at(r, n), block.column_end - n);
       }
-      args.to_bias[row] += sum_of_lanes(sum);
+      args.to_bias[row] += sum_in_order(sum);
     }
     accumulate_gradients(args.gradient, block, true);
   });

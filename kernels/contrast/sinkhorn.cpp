@@ -179,7 +179,7 @@ struct Rows {
                            numbers.read(args.offset));
       largest = max(largest, inside(y, lanes, kLowest<T>));
     });
-    return largest_lane(largest);
+    return highest_lane(largest);
   }
 };
 

@@ -64,7 +64,7 @@ GENSSL_INLINE Number<Element> maximum_of(int64_t begin, int64_t end, const Value
   for_each_register<Element>(begin, end, [&](auto lanes) GENSSL_INLINE_LAMBDA {
     largest = max(largest, inside(value(lanes), lanes, kLowest<T>));
   });
-  return largest_lane(largest);
+  return highest_lane(largest);
 }
 
 // powers[k - begin] = 2^((teacher - center - maximum) scale), and their sum.

@@ -7,8 +7,6 @@ namespace genssl::GENSSL_ISA {
 namespace {
 
 template <class Element>
-using Number = typename ComputeType<Element>::type;
-template <class Element>
 constexpr bool is_number = false;
 template <>
 constexpr bool is_number<float> = true;
@@ -332,29 +330,12 @@ void backward_samples(const AffineCouplingBackwardArgs& args, int64_t begin, int
 }  // namespace
 
 void affine_coupling(const AffineCouplingArgs& args, int64_t begin, int64_t end) {
-  switch (args.type) {
-    case ElementType::float32:
-      return transform_samples<float>(args, begin, end);
-    case ElementType::float64:
-      return transform_samples<double>(args, begin, end);
-    case ElementType::bfloat16:
-      return transform_samples<BFloat16>(args, begin, end);
-    case ElementType::float16:
-      return transform_samples<Float16>(args, begin, end);
-  }
+  with_element(args.type, [&]<class Element>() { transform_samples<Element>(args, begin, end); });
 }
 
 void affine_coupling_backward(const AffineCouplingBackwardArgs& args, int64_t begin, int64_t end) {
-  switch (args.forward.type) {
-    case ElementType::float32:
-      return backward_samples<float>(args, begin, end);
-    case ElementType::float64:
-      return backward_samples<double>(args, begin, end);
-    case ElementType::bfloat16:
-      return backward_samples<BFloat16>(args, begin, end);
-    case ElementType::float16:
-      return backward_samples<Float16>(args, begin, end);
-  }
+  with_element(args.forward.type,
+               [&]<class Element>() { backward_samples<Element>(args, begin, end); });
 }
 
 }  // namespace genssl::GENSSL_ISA

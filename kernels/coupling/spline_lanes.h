@@ -27,18 +27,10 @@ struct SplineLanes {
   int count;
 };
 
-// Calls body(Element) with the type of elements in memory.
-template <class Body>
-GENSSL_INLINE void with_element(ElementType type, const Body& body) {
-  if (type == ElementType::float32) return body(float{});
-  if (type == ElementType::bfloat16) return body(BFloat16{});
-  body(Float16{});
-}
-
 GENSSL_INLINE Vec<float> read_lanes(const SplineLanes& lanes, ElementType type, const void* array) {
   Vec<float> result;
-  with_element(type, [&](auto element) GENSSL_INLINE_LAMBDA {
-    const auto* source = static_cast<const decltype(element)*>(array) + lanes.index;
+  with_float_element(type, [&]<class Element>() GENSSL_INLINE_LAMBDA {
+    const auto* source = static_cast<const Element*>(array) + lanes.index;
     result = lanes.count == kLanes ? load(source) : load(source, lanes.count);
   });
   return result;
@@ -46,8 +38,8 @@ GENSSL_INLINE Vec<float> read_lanes(const SplineLanes& lanes, ElementType type, 
 
 GENSSL_INLINE void write_lanes(const SplineLanes& lanes, ElementType type, Vec<float> value,
                                void* array) {
-  with_element(type, [&](auto element) GENSSL_INLINE_LAMBDA {
-    auto* target = static_cast<decltype(element)*>(array) + lanes.index;
+  with_float_element(type, [&]<class Element>() GENSSL_INLINE_LAMBDA {
+    auto* target = static_cast<Element*>(array) + lanes.index;
     if (lanes.count == kLanes) {
       store(value, target);
     } else {
@@ -261,8 +253,8 @@ GENSSL_INLINE void load_columns(const Start& start, int columns, float* rows) {
 inline void load_rows(const SplineLanes& lanes, ElementType type, const SplineRows& source,
                       int columns, float* rows) {
   const LaneOffsets offsets(lanes, source);
-  with_element(type, [&](auto element) GENSSL_INLINE_LAMBDA {
-    const auto* logits = static_cast<const decltype(element)*>(source.data);
+  with_float_element(type, [&]<class Element>() GENSSL_INLINE_LAMBDA {
+    const auto* logits = static_cast<const Element*>(source.data);
     if (offsets.even) {
       const auto* first = logits + offsets.first;
       const int64_t step = offsets.step;
@@ -279,8 +271,8 @@ inline void load_rows(const SplineLanes& lanes, ElementType type, const SplineRo
 // Rows of lanes, transposed.
 inline void store_rows(const SplineLanes& lanes, ElementType type, const float* rows, int columns,
                        const SplineTarget& target) {
-  with_element(type, [&](auto element) GENSSL_INLINE_LAMBDA {
-    auto* logits = static_cast<decltype(element)*>(target.data) + lanes.index * target.stride;
+  with_float_element(type, [&]<class Element>() GENSSL_INLINE_LAMBDA {
+    auto* logits = static_cast<Element*>(target.data) + lanes.index * target.stride;
     for (int k = 0; k < columns; k += kBlockColumns) {
       const int count = columns - k < kBlockColumns ? columns - k : kBlockColumns;
       Vec<float> block[kBlockColumns];

@@ -117,29 +117,11 @@ void step_segments(const LangevinStepArgs& args, int64_t begin, int64_t end) {
 }  // namespace
 
 void langevin_squares(const LangevinStepArgs& args, int64_t begin, int64_t end) {
-  switch (args.type) {
-    case ElementType::float32:
-      return square_segments<float>(args, begin, end);
-    case ElementType::float64:
-      return square_segments<double>(args, begin, end);
-    case ElementType::bfloat16:
-      return square_segments<BFloat16>(args, begin, end);
-    case ElementType::float16:
-      return square_segments<Float16>(args, begin, end);
-  }
+  with_element(args.type, [&]<class Element>() { square_segments<Element>(args, begin, end); });
 }
 
 void langevin_step(const LangevinStepArgs& args, int64_t begin, int64_t end) {
-  switch (args.type) {
-    case ElementType::float32:
-      return step_segments<float>(args, begin, end);
-    case ElementType::float64:
-      return step_segments<double>(args, begin, end);
-    case ElementType::bfloat16:
-      return step_segments<BFloat16>(args, begin, end);
-    case ElementType::float16:
-      return step_segments<Float16>(args, begin, end);
-  }
+  with_element(args.type, [&]<class Element>() { step_segments<Element>(args, begin, end); });
 }
 
 }  // namespace genssl::GENSSL_ISA

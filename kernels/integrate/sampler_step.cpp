@@ -145,16 +145,7 @@ void step_tiles(const SamplerStepArgs& args, int64_t begin, int64_t end) {
 }  // namespace
 
 void sampler_step(const SamplerStepArgs& args, int64_t begin, int64_t end) {
-  switch (args.type) {
-    case ElementType::float32:
-      return step_tiles<float>(args, begin, end);
-    case ElementType::float64:
-      return step_tiles<double>(args, begin, end);
-    case ElementType::bfloat16:
-      return step_tiles<BFloat16>(args, begin, end);
-    case ElementType::float16:
-      return step_tiles<Float16>(args, begin, end);
-  }
+  with_element(args.type, [&]<class Element>() { step_tiles<Element>(args, begin, end); });
 }
 
 }  // namespace genssl::GENSSL_ISA

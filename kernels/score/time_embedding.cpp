@@ -33,16 +33,7 @@ void embed_rows(const TimeEmbeddingArgs& args, int64_t begin, int64_t end) {
 }  // namespace
 
 void time_embedding(const TimeEmbeddingArgs& args, int64_t begin, int64_t end) {
-  switch (args.type) {
-    case ElementType::float32:
-      return embed_rows<float>(args, begin, end);
-    case ElementType::float64:
-      return embed_rows<double>(args, begin, end);
-    case ElementType::bfloat16:
-      return embed_rows<BFloat16>(args, begin, end);
-    case ElementType::float16:
-      return embed_rows<Float16>(args, begin, end);
-  }
+  with_element(args.type, [&]<class Element>() { embed_rows<Element>(args, begin, end); });
 }
 
 }  // namespace genssl::GENSSL_ISA
