@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy
 import torch
 
+LONG_CALL = 1.0  # seconds of a call that one measurement tells enough about
 LONG_ROUNDS = 60.0  # seconds after which three rounds are enough
 SHORTEST_MEASUREMENT = 1e-3  # seconds: below it the clock and the call overhead weigh too much
 FLUSH_BYTES = 256 << 20  # several times the L2 cache of any present GPU
@@ -80,7 +81,7 @@ def no_garbage_collection():
 def repeats_for(clock, call: Callable) -> int:
     """Inner calls that make one measurement last at least SHORTEST_MEASUREMENT."""
     seconds = clock(call, 1)
-    if seconds < LONG_ROUNDS / 60:
+    if seconds < LONG_CALL:
         seconds = min(seconds, clock(call, 1), clock(call, 1))
     return max(1, math.ceil(SHORTEST_MEASUREMENT / max(seconds, 1e-7)))
 

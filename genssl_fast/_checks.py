@@ -12,6 +12,7 @@ __all__ = [
     "check_count",
     "check_dtype",
     "check_integer",
+    "check_number",
     "check_same",
     "check_shape",
     "check_tensor",
@@ -45,6 +46,12 @@ def check_integer(argument: str, value) -> None:
     """The value must be an int; a bool is none."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{argument}: expected an integer, got {value!r}")
+
+
+def check_number(argument: str, value) -> None:
+    """The value must be an int or a float; a bool is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}")
 
 
 def check_tensor(argument: str, value) -> None:

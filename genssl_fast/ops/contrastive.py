@@ -16,7 +16,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional
 
-from genssl_fast._checks import check, check_shape
+from genssl_fast._checks import check, check_number, check_shape
 from genssl_fast.ops import ring as rings
 from genssl_fast.ops.contrast_checks import (
     checked_ids,
@@ -155,8 +155,7 @@ def _gram_logsumexp(z, scale, ids, ring) -> Tensor:
 
 def checked_log_epsilon(epsilon: float) -> float:
     """The logarithm of the weight of a positive in its denominator."""
-    if not isinstance(epsilon, int | float) or isinstance(epsilon, bool):
-        raise TypeError(f"epsilon: expected a number, got {type(epsilon).__name__}")
+    check_number("epsilon", epsilon)
     check(0 <= epsilon < math.inf, "epsilon", "a finite number, at least 0", epsilon)
     return math.log(epsilon) if epsilon else -math.inf
 
@@ -316,15 +315,15 @@ def moco_loss(
     """
     checked_matrix("query", query)
     checked_matrix("key", key, query, "query")
+    check_shape("key", key, query.shape, "that of query")
     checked_matrix("queue", queue, query, "query")
     check(len(queue) >= len(query), "queue", f"at least the {len(query)} rows of a batch", len(queue))
     scale = inverse_temperature(temperature, query)
     same = {"normalize": normalize, "reduction": reduction}
     ring = _ring(group, "moco_loss", {"rows": (query,)}, scale, same)
-    query, key = unit_rows("query", query, normalize), unit_rows("key", key, normalize)
-    losses = info_nce(
-        query, key.detach(), temperature, negatives=queue.detach(), normalize=False, reduction="none"
-    )
+    query, key = unit_rows("query", query, normalize), unit_rows("key", key.detach(), normalize)
+    negatives = _negative_sums(query, queue.detach(), scale, False, None)
+    losses = with_positive(negatives - scale * products_of_rows(query, key))
     return reduced(losses, reduction, ring)
 
 

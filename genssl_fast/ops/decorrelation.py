@@ -15,7 +15,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from genssl_fast._autograd import differentiable, rules_by_autograd, wants_gradient
-from genssl_fast._checks import check, check_choice, check_dtype, check_same
+from genssl_fast._checks import check, check_choice, check_dtype, check_number, check_same
 from genssl_fast._library import define
 from genssl_fast.ops import decorrelation_group
 from genssl_fast.ops.ring import Ring
@@ -276,8 +276,7 @@ def _ring(group, z1: Tensor, z2: Tensor, same: dict[str, object]) -> Ring:
 
 
 def _checked_number(name: str, value, positive: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    check_number(name, value)
     least = "greater than 0" if positive else "at least 0"
     in_range = value > 0 if positive else value >= 0
     check(in_range and math.isfinite(value), name, f"a finite number {least}", value)

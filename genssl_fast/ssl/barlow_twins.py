@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from genssl_fast.ops.decorrelation import barlow_twins
 from genssl_fast.ssl.heads import MLPHead
-from genssl_fast.ssl.method import Method, check_views
+from genssl_fast.ssl.method import Method, both_views
 
 __all__ = ["BarlowTwins"]
 
@@ -47,7 +46,5 @@ class BarlowTwins(Method):
         self.projector = MLPHead(self.features, hidden, out)
 
     def training_step(self, views: Sequence[Tensor]) -> Tensor:
-        check_views(views)
-        z = self.projector(self.backbone(torch.cat(list(views))))
-        self.embeddings = z.detach()
+        z = self._project(both_views(views))
         return barlow_twins(*z.chunk(2), weight=self.weight)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genssl_fast.ssl.heads import MLPHead
-from genssl_fast.ssl.method import Method, check_views
+from genssl_fast.ssl.method import Method, both_views
 from genssl_fast.ssl.teacher import Teacher
 
 __all__ = ["BYOL"]
@@ -56,10 +56,8 @@ class BYOL(Method):
         self.teacher = Teacher(self.backbone, self.projector, decay=decay)
 
     def training_step(self, views: Sequence[Tensor]) -> Tensor:
-        check_views(views)
-        both = torch.cat(list(views))
-        z = self.projector(self.backbone(both))
-        self.embeddings = z.detach()
+        both = both_views(views)
+        z = self._project(both)
         first, second = self.teacher(both).chunk(2)
         cosines = F.cosine_similarity(self.predictor(z), torch.cat([second, first]))
         return 2 * (2 - 2 * cosines.mean())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from genssl_fast._checks import check
 
-__all__ = ["Method", "backbone_features", "check_views", "encode_views"]
+__all__ = ["Method", "backbone_features", "both_views", "check_views", "encode_views"]
 
 
 class Method(nn.Module):
@@ -49,6 +49,12 @@ class Method(nn.Module):
         """What follows the optimizer's step, when a part `progress` of training, in [0, 1], is done."""
         self.progress = progress
 
+    def _project(self, x: Tensor) -> Tensor:
+        """Embeddings [B, D] of inputs by the head `projector`, which are the latest of the step."""
+        z = self.projector(self.backbone(x))
+        self.embeddings = z.detach()
+        return z
+
     def embed(self, x: Tensor) -> Tensor:
         """Features [B, F] of inputs, with the statistics of training and without gradients."""
         return self._evaluated(lambda: self._features(x))
@@ -74,6 +80,12 @@ def backbone_features(backbone: nn.Module, features: int | None) -> int:
     expected = "how many features the backbone gives, as an argument or as its attribute"
     check(is_count, "features", expected, found)
     return found
+
+
+def both_views(views: Sequence[Tensor]) -> Tensor:
+    """Two views as one batch [2 B, ...], the first before the second."""
+    check_views(views)
+    return torch.cat(list(views))
 
 
 def encode_views(backbone: nn.Module, views: Sequence[Tensor]) -> Tensor:

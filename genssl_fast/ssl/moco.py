@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from genssl_fast.ops.contrastive import moco_loss
 from genssl_fast.ssl.heads import MLPHead
-from genssl_fast.ssl.method import Method, check_views
+from genssl_fast.ssl.method import Method, both_views
 from genssl_fast.ssl.queue import EmbeddingQueue
 from genssl_fast.ssl.teacher import Teacher
 
@@ -58,11 +58,9 @@ class MoCo(Method):
         self._keys: Tensor | None = None
 
     def training_step(self, views: Sequence[Tensor]) -> Tensor:
-        check_views(views)
-        self.queue.check_fits(2 * len(views[0]))
-        both = torch.cat(list(views))
-        query = self.projector(self.backbone(both))
-        self.embeddings, self._keys = query.detach(), self.teacher(both)
+        both = both_views(views)
+        self.queue.check_fits(len(both))
+        query, self._keys = self._project(both), self.teacher(both)
         swapped = torch.cat(self._keys.chunk(2)[::-1])
         return moco_loss(query, swapped, self.queue.rows, self.temperature)
 

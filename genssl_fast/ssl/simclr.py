@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from genssl_fast.ops.contrastive import nt_xent
 from genssl_fast.ssl.heads import MLPHead
-from genssl_fast.ssl.method import Method, check_views
+from genssl_fast.ssl.method import Method, both_views
 
 __all__ = ["SimCLR"]
 
@@ -49,7 +48,5 @@ class SimCLR(Method):
         self.projector = MLPHead(self.features, hidden, out)
 
     def training_step(self, views: Sequence[Tensor]) -> Tensor:
-        check_views(views)
-        z = self.projector(self.backbone(torch.cat(list(views))))
-        self.embeddings = z.detach()
+        z = self._project(both_views(views))
         return nt_xent(*z.chunk(2), self.temperature, epsilon=self.epsilon)

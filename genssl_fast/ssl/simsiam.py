@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genssl_fast.ssl.heads import MLPHead
-from genssl_fast.ssl.method import Method, check_views
+from genssl_fast.ssl.method import Method, both_views
 
 __all__ = ["SimSiam"]
 
@@ -51,9 +51,7 @@ class SimSiam(Method):
         self.predictor = MLPHead(out, bottleneck, out)
 
     def training_step(self, views: Sequence[Tensor]) -> Tensor:
-        check_views(views)
-        z = self.projector(self.backbone(torch.cat(list(views))))
-        self.embeddings = z.detach()
+        z = self._project(both_views(views))
         first, second = self._target(z).chunk(2)
         return -F.cosine_similarity(self.predictor(z), torch.cat([second, first])).mean()
 

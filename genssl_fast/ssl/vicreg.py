@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from genssl_fast.ops.decorrelation import vicreg
 from genssl_fast.ssl.heads import MLPHead
-from genssl_fast.ssl.method import Method, check_views
+from genssl_fast.ssl.method import Method, both_views
 
 __all__ = ["VICReg"]
 
@@ -39,7 +38,5 @@ class VICReg(Method):
         self.projector = MLPHead(self.features, hidden, out)
 
     def training_step(self, views: Sequence[Tensor]) -> Tensor:
-        check_views(views)
-        z = self.projector(self.backbone(torch.cat(list(views))))
-        self.embeddings = z.detach()
+        z = self._project(both_views(views))
         return vicreg(*z.chunk(2))

@@ -1,7 +1,13 @@
-"""Functions of one number that Triton lacks, or has without their small values."""
+"""Functions of one number, or of a type, that Triton lacks, or has without their small values."""
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def lowest(dtype: tl.constexpr):
+    """The lowest finite number."""
+    return -1.7976931348623157e308 if dtype == tl.float64 else -3.4028234663852886e38
 
 
 @triton.jit

@@ -21,6 +21,11 @@ TILE_ELEMENTS = 1024
 NUM_WARPS = 4
 
 
+def unit_of(size: int) -> int:
+    """The largest power of two up to 8 that divides a size."""
+    return math.gcd(size, 8)
+
+
 class Tiling(NamedTuple):
     num_samples: int
     sample_size: int
@@ -38,7 +43,7 @@ class Tiling(NamedTuple):
 
     @property
     def unit(self) -> int:
-        return math.gcd(self.sample_size, 8)
+        return unit_of(self.sample_size)
 
     @property
     def arguments(self) -> dict[str, int]:

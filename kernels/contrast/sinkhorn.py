@@ -6,23 +6,17 @@ their order by a last, small launch, so there are no atomics and the bits are th
 tells Triton how rows are aligned; see tile.py.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
-from ..common.tile import NUM_WARPS
+from ..common.functions import lowest
+from ..common.tile import NUM_WARPS, unit_of
 
 LOG2_OF_E = 1.4426950408889634
 BLOCK_ROWS, ROWS, COLUMNS = 64, 8, 128
 ROW_COLUMNS = 1024
 DO_NOT_SPECIALIZE = ["num_rows", "num_units", "num_blocks", "scale"]
-
-
-@triton.jit
-def _lowest(dtype: tl.constexpr):
-    return -1.7976931348623157e308 if dtype == tl.float64 else -3.4028234663852886e38
 
 
 @triton.jit(do_not_specialize=DO_NOT_SPECIALIZE)
@@ -45,7 +39,7 @@ def sinkhorn_block_maxima_kernel(
     block = tl.program_id(1).to(tl.int64)
     columns = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < num_columns
-    maximum = tl.full((COLUMNS,), _lowest(dtype), dtype)
+    maximum = tl.full((COLUMNS,), lowest(dtype), dtype)
     total = tl.zeros((COLUMNS,), dtype)
     for start in range(0, BLOCK_ROWS, ROWS):
         rows = block * BLOCK_ROWS + start + tl.arange(0, ROWS)[:, None]
@@ -80,7 +74,7 @@ def sinkhorn_merge_kernel(
     inside = columns < num_columns
     total = tl.zeros((COLUMNS,), dtype)
     if block_maxima is not None:
-        largest = tl.full((COLUMNS,), _lowest(dtype), dtype)
+        largest = tl.full((COLUMNS,), lowest(dtype), dtype)
         offsets = columns
         for _ in range(0, num_blocks):
             largest = tl.maximum(largest, tl.load(block_maxima + offsets, mask=inside, other=0.0))
@@ -115,7 +109,7 @@ def sinkhorn_rows_kernel(
     scale = tl.full((), scale, tl.float64).to(dtype)
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, ROW_COLUMNS).to(tl.int64)
-    largest = tl.full((ROW_COLUMNS,), _lowest(dtype), dtype)
+    largest = tl.full((ROW_COLUMNS,), lowest(dtype), dtype)
     total = tl.zeros((ROW_COLUMNS,), dtype)
     for start in range(0, num_columns, ROW_COLUMNS):
         columns = start + lanes
@@ -187,7 +181,7 @@ class _Passes:
         self.blocks = triton.cdiv(self.rows, BLOCK_ROWS)
         self.column_programs = triton.cdiv(self.columns, COLUMNS)
         # Both launches of a pass must round y alike.
-        unit = math.gcd(self.columns, 8)
+        unit = unit_of(self.columns)
         self.options = {"num_units": self.columns // unit, "UNIT": unit}
         self.options |= {"num_warps": NUM_WARPS, "enable_fp_fusion": False}
         self.tile = {"BLOCK_ROWS": BLOCK_ROWS, "ROWS": ROWS, "COLUMNS": COLUMNS} | self.options

@@ -6,22 +6,17 @@ sample, raises the teachers' powers once and goes through the students; every ro
 Where teachers have gradients, a launch before finds the means that they are relative to.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
+from ..common.functions import lowest
+from ..common.tile import NUM_WARPS, unit_of
+
 LOG2_OF_E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 COLUMNS = 512
-NUM_WARPS = 4
 DO_NOT_SPECIALIZE = ["num_students", "num_teachers", "num_samples", "num_units"]
-
-
-@triton.jit
-def _lowest(dtype: tl.constexpr):
-    return -1.7976931348623157e308 if dtype == tl.float64 else -3.4028234663852886e38
 
 
 @triton.jit
@@ -59,9 +54,9 @@ def soft_cross_entropy_kernel(
     view = tl.program_id(1).to(tl.int64)
     t = tl.arange(0, TEACHERS).to(tl.int64)
     row, rows = view * num_samples + sample, t[:, None] * num_samples + sample
-    maximum = tl.full((), _lowest(dtype), dtype)
+    maximum = tl.full((), lowest(dtype), dtype)
     total = tl.zeros((), dtype)
-    maxima = tl.full((TEACHERS,), _lowest(dtype), dtype)
+    maxima = tl.full((TEACHERS,), lowest(dtype), dtype)
     totals = tl.zeros((TEACHERS,), dtype)
     dots = tl.zeros((TEACHERS,), dtype)
     for start in range(0, num_columns, COLUMNS):
@@ -202,7 +197,7 @@ def soft_cross_entropy_backward_kernel(
 
 def _sizes(student, teacher):
     students, samples, columns = student.shape
-    unit = math.gcd(columns, 8)
+    unit = unit_of(columns)
     return {
         "num_students": students,
         "num_teachers": len(teacher),

@@ -17,6 +17,14 @@ class Result:
     err: str
 
 
+@pytest.fixture(autouse=True)
+def same_threads():
+    """`--threads` of a command holds for that command."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def run(capfd):
     """Runs `genssl-fast` with these arguments."""

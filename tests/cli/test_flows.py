@@ -26,13 +26,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def table(tmp_path):
     """Rows [200, 3] whose columns differ in magnitude, beside one that never varies."""

@@ -19,13 +19,6 @@ from genssl_fast.ssl_training import SSLTrainer
 TRAINING = ("--steps", 6, "--batch", 8, "--threads", 1)
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def recipe(tmp_path):
     """A small SimCLR."""

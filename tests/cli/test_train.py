@@ -15,13 +15,6 @@ from genssl_fast.training import ScoreTrainer
 SMALL = ("--hidden", 8, "--blocks", 1, "--embed", 4, "--time-dim", 4, "--batch", 8, "--threads", 1)
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def data(tmp_path):
     path = tmp_path / "data.npy"

@@ -1,9 +1,5 @@
 """Barlow Twins and VICReg: the battery, both forms against one formula, peers, what must stay finite."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,10 +8,11 @@ from hypothesis import strategies as st
 import genssl_fast
 from bench.peers import import_past_init
 from genssl_fast import reference
-from genssl_fast._library import INSTRUCTION_SETS, implementations, instruction_set
+from genssl_fast._library import INSTRUCTION_SETS, implementations
 from genssl_fast.ops.decorrelation import FORMS
 from genssl_fast.reference.contrast import decorrelation_products
 from tests.battery import Battery, Case, assert_close_enough, gradients, to_fp64
+from tests.ops.instruction_sets import outputs_under
 
 LOSSES = ("barlow_twins", "vicreg")
 BARLOW_TWINS, VICREG = (0.0051, 1.0, 1e-5), (25.0, 12.5, 1.0, 1.0, 1e-4)
@@ -362,12 +359,7 @@ torch.save([(fast(l, form=f)(*z), *gradients(fast(l, form=f), z, (0, 1)),
 )
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_every_instruction_set(isa, tmp_path):
-    if INSTRUCTION_SETS.index(isa) < INSTRUCTION_SETS.index(instruction_set()):
-        pytest.skip(f"this machine lacks {isa}")
-    target = tmp_path / "outputs.pt"
-    environment = {**os.environ, "GENSSL_ISA": isa}
-    subprocess.run([sys.executable, "-c", ISA_PROGRAM, str(target)], check=True, env=environment)
-    results = iter(torch.load(target))
+    results = iter(outputs_under(isa, ISA_PROGRAM, tmp_path))
     z = draw_views(37, 150)
     for loss in LOSSES:
         exact = PLAIN[loss](*to_fp64(z)), *gradients(PLAIN[loss], to_fp64(z), (0, 1))

@@ -1,10 +1,7 @@
 """FiLM-MLP: the battery, bits that do not depend on the batch, plans that notice new weights."""
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from genssl_fast._library import INSTRUCTION_SETS, instruction_set
 from genssl_fast.ops.score import raw_film_mlp, sinusoidal_frequencies
 from tests.battery import Battery, Case, assert_close_enough
 from tests.ops.film_mlp_inputs import draw_weights
+from tests.ops.instruction_sets import outputs_under
 
 CPU = torch.device("cpu")
 needs_kernels = pytest.mark.skipif(instruction_set() is None, reason="compiled kernels are not built")
@@ -161,12 +159,7 @@ torch.save(outputs, sys.argv[1])
 @needs_kernels
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_every_instruction_set(isa, tmp_path):
-    if INSTRUCTION_SETS.index(isa) < INSTRUCTION_SETS.index(instruction_set()):
-        pytest.skip(f"this machine lacks {isa}")
-    target = tmp_path / "outputs.pt"
-    environment = {**os.environ, "GENSSL_ISA": isa}
-    subprocess.run([sys.executable, "-c", ISA_PROGRAM, str(target)], check=True, env=environment)
-    found = iter(torch.load(target))
+    found = iter(outputs_under(isa, ISA_PROGRAM, tmp_path))
     for shared in (True, False):
         tensors = large_batch(shared)
         exact = plain(*(v if v.dtype == torch.int64 else v.double() for v in tensors))

@@ -2,9 +2,6 @@
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -26,6 +23,7 @@ from genssl_fast.ops.made import (
 from genssl_fast.ops.transforms import AffineTransform, SplineTransform, num_parameters
 from genssl_fast.reference.causal import ACTIVATIONS
 from tests.battery import Battery, Case, assert_close_enough, ulp
+from tests.ops.instruction_sets import outputs_under
 
 needs_kernels = pytest.mark.skipif(instruction_set() is None, reason="compiled kernels are not built")
 AFFINE = AffineTransform(clamp="tanh", layout="interleaved")
@@ -441,12 +439,7 @@ torch.save([network.inverse(*tensors), spline.inverse(*(t.double() for t in spli
 @needs_kernels
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_every_instruction_set(isa, tmp_path):
-    if INSTRUCTION_SETS.index(isa) < INSTRUCTION_SETS.index(instruction_set()):
-        pytest.skip(f"this machine lacks {isa}")
-    target = tmp_path / "outputs.pt"
-    environment = {**os.environ, "GENSSL_ISA": isa}
-    subprocess.run([sys.executable, "-c", ISA_PROGRAM, str(target)], check=True, env=environment)
-    affine, spline = torch.load(target)
+    affine, spline = outputs_under(isa, ISA_PROGRAM, tmp_path)
     network, tensors = large()
     exact = network.plain(*(t.double() for t in tensors))
     for found, plain, right in zip(affine, network.plain(*tensors), exact):
