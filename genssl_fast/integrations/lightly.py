@@ -49,7 +49,8 @@ class MemoryBankModule(nn.Module):
     ):
         super().__init__()
         shape = (size,) if isinstance(size, int) else tuple(size)
-        check(all(n >= 0 for n in shape), "size", "numbers that are not negative", size)
+        if any(n < 0 for n in shape):
+            raise ValueError(f"size: Illegal memory bank size {size}, all entries must be non-negative.")
         check(shape == (0,) or len(shape) == 2, "size", "(num_features, dim), or 0 for no memory bank", size)
         self.size, self.gather_distributed, self.feature_dim_first = (
             shape,
@@ -302,6 +303,9 @@ class SwaVLoss(nn.Module):
     ) -> Tensor:
         """The loss [1] of similarities of crops [N, K], and of the queue of each high resolution crop."""
         crops = [*high_resolution_outputs, *low_resolution_outputs]
+        counts = len(high_resolution_outputs), len(low_resolution_outputs)
+        enough = counts[0] >= 1 and len(crops) >= 2
+        check(enough, "high_resolution_outputs", "at least one, and two crops in all", counts)
         losses = []
         for number, outputs in enumerate(high_resolution_outputs):
             q = self._codes(outputs, None if queue_outputs is None else queue_outputs[number])

@@ -3,6 +3,7 @@
 Same signatures, defaults and results. Losses are in fp32 (fp64 for fp64), whatever the dtype of the features.
 With ``world_size`` > 1 nothing is gathered: blocks travel a ring (:mod:`genssl_fast.ops.ring`) of the default
 group, and processes may hold different numbers of samples. open_clip is not imported.
+There are no ``get_logits`` and ``get_ground_truth``, which would be matrices of pairs.
 """
 
 import torch

@@ -1,9 +1,12 @@
 """pytorch-metric-learning's NT-Xent and SupCon on kernels of this library; as in version 2.9.
 
 Same signatures, defaults and conventions, without the matrix of pairs: memory is linear in the rows and in
-the number of positive pairs (of SupCon: in the rows alone). Reducers and embedding regularizers are called as
-there. Distances are its ``CosineSimilarity`` and ``DotProductSimilarity``; what others measure takes every
-pair. pytorch-metric-learning is not imported.
+the number of positive pairs (of SupCon: in the rows alone). That holds for its ``CosineSimilarity`` and
+``DotProductSimilarity``; other distances are called for the matrix of pairs, which is stored. Reducers and
+embedding regularizers are called as there. Losses are in fp32 (fp64 for fp64), whatever the embeddings.
+
+pytorch-metric-learning is not imported. So ``distance`` and ``reducer`` are None where none is given, these
+classes are no subclasses of its own, which ``DistributedLossWrapper`` asks for, and nothing is recorded.
 """
 
 import copy
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from genssl_fast._checks import check
+from genssl_fast._checks import check, check_dtype
 from genssl_fast.ops.contrast_checks import checked_ids, checked_matrix, checked_number
 from genssl_fast.ops.contrastive import products_of_rows, with_positive
 from genssl_fast.ops.similarity import gram_logsumexp, pair_logsumexp
@@ -41,7 +44,6 @@ class _PairLoss(nn.Module):
         super().__init__()
         if collect_stats:
             raise NotImplementedError("collect_stats: statistics of embeddings are not recorded")
-        _check_distance(distance)
         self.temperature, self.distance = temperature, distance
         self.embedding_regularizer, self.embedding_reg_weight = embedding_regularizer, embedding_reg_weight
         of_several = _is_a(reducer, "MultipleReducers", "DoNothingReducer")
@@ -55,39 +57,44 @@ class _PairLoss(nn.Module):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """The reduced loss [] of embeddings [N, D].
+        """The reduced loss [] of embeddings [N, D], 0 where there are no pairs or no embeddings.
 
         Arguments:
             labels: [N], of any dtype; not needed with ``indices_tuple``.
             indices_tuple: pairs (anchors, positives, anchors, negatives) or triplets of a miner.
             ref_emb, ref_labels: what embeddings are compared with [M, D]; by default themselves.
         """
-        x, y, labels, ref_labels = self._prepared(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        check_dtype("embeddings", embeddings)
+        if labels is None and indices_tuple is None:
+            raise ValueError("labels and indices_tuple cannot both be None")
+        if embeddings.shape[:1] == (0,):
+            return self._reduced(None, None, embeddings, labels)
+        x, y, labels, ref_labels = self._prepared(embeddings, labels, ref_emb, ref_labels)
         scale = 1 / checked_number("temperature", self.temperature, embeddings)
+        of = _Products if _is_product(self.distance) else _Matrix
+        logits = of(self.distance, x, y, scale)
         if indices_tuple is None:
-            losses, indices = self._of_labels(x, y, scale, _LabelPairs(labels, ref_labels, y is x))
+            losses, indices = self._of_labels(logits, _LabelPairs(labels, ref_labels))
         else:
             pairs = _as_pairs(indices_tuple)
             nothing = all(len(part) <= 1 for part in pairs)
-            losses, indices = (None, None) if nothing else self._of_pairs(x, y, scale, *pairs)
+            losses, indices = (None, None) if nothing else self._of_pairs(logits, *pairs)
         return self._reduced(losses, indices, embeddings, labels)
 
-    def _prepared(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+    def _prepared(self, embeddings, labels, ref_emb, ref_labels):
         """Both sides of the pairs in the precision that they are computed in, and their labels."""
         checked_matrix("embeddings", embeddings)
-        if labels is None and indices_tuple is None:
-            raise ValueError("labels and indices_tuple cannot both be None")
         if labels is not None:
             labels = labels.to(embeddings.device)
             _check_labels("labels", labels, embeddings)
-        x = _compared(self.distance, embeddings)
+        x = embeddings.to(compute_dtype(embeddings.dtype))
         if ref_emb is None:
             return x, x, labels, labels
         checked_matrix("ref_emb", ref_emb, embeddings, "embeddings")
         ref_labels = labels if ref_labels is None else ref_labels.to(ref_emb.device)
         if ref_labels is not None:
             _check_labels("ref_labels", ref_labels, ref_emb)
-        return x, _compared(self.distance, ref_emb), labels, ref_labels
+        return x, ref_emb.to(x.dtype), labels, ref_labels
 
     def _reduced(self, losses: Tensor | None, indices, embeddings: Tensor, labels: Tensor | None):
         """The reducer's result, which is a sum of parts where there is a regularizer."""
@@ -119,7 +126,8 @@ class NTXentLoss(_PairLoss):
 
     Arguments:
         temperature: of any sign, not 0.
-        distance: a ``CosineSimilarity`` (None) or ``DotProductSimilarity`` of pytorch-metric-learning.
+        distance: one of pytorch-metric-learning; None for ``CosineSimilarity``. All but it and
+            ``DotProductSimilarity``, of power 1, store the matrix of pairs.
         reducer: one of pytorch-metric-learning; None for the mean. Some, such as ``PerAnchorReducer``, store
             a matrix of pairs themselves.
         embedding_regularizer: called with the embeddings; its result is added to the loss.
@@ -137,27 +145,24 @@ class NTXentLoss(_PairLoss):
     def __init__(self, temperature: float | Tensor = 0.07, **kwargs):
         super().__init__(temperature, **kwargs)
 
-    def _of_labels(self, x, y, scale, pairs: "_LabelPairs"):
+    def _of_labels(self, logits: "_Products | _Matrix", pairs: "_LabelPairs"):
         anchors, positives = pairs.positives()
         negatives = pairs.num_negatives()
         if len(anchors) == 0 or negatives == 0 or (len(anchors) <= 1 and negatives <= 1):
             return None, None
-        if y is x:
-            log_sum = gram_logsumexp(x, scale, None, pairs.rows)
-        else:
-            log_sum, _ = pair_logsumexp(x, y, scale, None, None, pairs.rows, pairs.columns, False)
-        return self._losses(log_sum, x, y, scale, anchors, positives)
+        return self._losses(logits.log_sum_of_negatives(pairs), logits, anchors, positives)
 
-    def _of_pairs(self, x, y, scale, anchors, positives, negative_anchors, negatives):
+    def _of_pairs(self, logits, anchors, positives, negative_anchors, negatives):
         if len(anchors) == 0 or len(negative_anchors) == 0:
             return None, None
-        logits = scale * _pair_products(x, y, negative_anchors, negatives)
-        return self._losses(_logsumexp_by(negative_anchors, logits, len(x)), x, y, scale, anchors, positives)
+        of_negatives = logits.of(negative_anchors, negatives)
+        log_sum = _logsumexp_by(negative_anchors, of_negatives, logits.num_rows)
+        return self._losses(log_sum, logits, anchors, positives)
 
-    def _losses(self, log_sum, x, y, scale, anchors, positives):
+    def _losses(self, log_sum, logits, anchors, positives):
         """log(1 + Σ e^(s_an − s_ap)) of each positive pair."""
-        logits = scale * _pair_products(x, y, anchors, positives)
-        return with_positive(log_sum[anchors] - logits), (anchors, positives)
+        of_positives = logits.of(anchors, positives)
+        return with_positive(log_sum[anchors] - of_positives), (anchors, positives)
 
     @staticmethod
     def _mean_of(losses: Tensor) -> Tensor:
@@ -181,37 +186,30 @@ class SupConLoss(_PairLoss):
     def __init__(self, temperature: float | Tensor = 0.1, **kwargs):
         super().__init__(temperature, **kwargs)
 
-    def _of_labels(self, x, y, scale, pairs: "_LabelPairs"):
+    def _of_labels(self, logits: "_Products | _Matrix", pairs: "_LabelPairs"):
         count = pairs.counts()
         negatives = pairs.num_negatives()
         total = int(count.sum())
         if total == 0 or negatives == 0 or (total <= 1 and negatives <= 1):
             return None, None
-        if y is x:
-            log_sum = gram_logsumexp(x, scale, None, None)
-        else:
-            apart = checked_ids("ids", None, len(x), x.device) if pairs.same else None
-            log_sum, _ = pair_logsumexp(x, y, scale, None, None, apart, apart, False)
-        sums = y.new_zeros(pairs.classes, y.shape[1]).index_add(0, pairs.columns.long(), y)[pairs.rows.long()]
-        if pairs.same:
-            sums = sums - y
-        positive = scale * products_of_rows(x, sums) / count.clamp_min(1)
-        return torch.where(count > 0, log_sum - positive, 0.0), torch.arange(len(x), device=x.device)
+        positive = logits.sum_of_positives(pairs) / count.clamp_min(1)
+        losses = torch.where(count > 0, logits.log_sum_of_others(pairs) - positive, 0.0)
+        return losses, torch.arange(logits.num_rows, device=losses.device)
 
-    def _of_pairs(self, x, y, scale, anchors, positives, negative_anchors, negatives):
-        anchors, positives = _distinct(anchors, positives, len(y))
-        negative_anchors, negatives = _distinct(negative_anchors, negatives, len(y))
+    def _of_pairs(self, logits, anchors, positives, negative_anchors, negatives):
+        anchors, positives = _distinct(anchors, positives, logits.num_columns)
+        negative_anchors, negatives = _distinct(negative_anchors, negatives, logits.num_columns)
         if len(anchors) == 0 or len(negative_anchors) == 0:
             return None, None
         both = torch.cat([anchors, negative_anchors]), torch.cat([positives, negatives])
-        disjoint = len(_distinct(*both, len(y))[0]) == len(both[0])
+        disjoint = len(_distinct(*both, logits.num_columns)[0]) == len(both[0])
         check(disjoint, "indices_tuple", "each pair either positive or negative", "pairs that are both")
-        logits = scale * _pair_products(x, y, *both)
-        log_sum = _logsumexp_by(both[0], logits, len(x))
-        count = torch.bincount(anchors, minlength=len(x))
-        sums = logits.new_zeros(len(x)).index_add(0, anchors, logits[: len(anchors)])
+        found = logits.of(*both)
+        log_sum = _logsumexp_by(both[0], found, logits.num_rows)
+        count = torch.bincount(anchors, minlength=logits.num_rows)
+        sums = found.new_zeros(logits.num_rows).index_add(0, anchors, found[: len(anchors)])
         losses = torch.where(count > 0, log_sum - sums / count.clamp_min(1), 0.0)
-        return losses, torch.arange(len(x), device=x.device)
+        return losses, torch.arange(logits.num_rows, device=losses.device)
 
     @staticmethod
     def _mean_of(losses: Tensor) -> Tensor:
@@ -227,8 +225,8 @@ class _LabelPairs:
     very same labels.
     """
 
-    def __init__(self, labels: Tensor, ref_labels: Tensor, itself: bool):
-        self.same = itself or ref_labels is labels
+    def __init__(self, labels: Tensor, ref_labels: Tensor):
+        self.same = ref_labels is labels
         either = labels if self.same else torch.cat([labels, ref_labels])
         known, numbers = either.unique(return_inverse=True)
         self.classes, numbers = len(known), numbers.to(torch.int32)
@@ -260,20 +258,76 @@ class _LabelPairs:
         return anchors[apart], positives[apart]
 
 
-def _check_distance(distance) -> None:
-    if distance is None:
-        return
-    if not _is_a(distance, "DotProductSimilarity") or distance.power != 1:
-        raise NotImplementedError(
-            f"distance: expected CosineSimilarity or DotProductSimilarity of power 1, got {distance}: others "
-            "take the N×N matrix of pairs, use pytorch_metric_learning.losses"
-        )
+class _Products:
+    """Logits of pairs that are products of rows: nothing is stored of each pair."""
+
+    def __init__(self, distance, x: Tensor, y: Tensor, scale: Tensor):
+        normalize = functional.normalize if distance is None else distance.maybe_normalize
+        self.x, self.scale = normalize(x), scale
+        self.y = self.x if y is x else normalize(y)
+        self.num_rows, self.num_columns = len(x), len(y)
+
+    def of(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The logit [P] of each pair."""
+        return self.scale * _pair_products(self.x, self.y, rows, columns)
+
+    def log_sum_of_negatives(self, pairs: _LabelPairs) -> Tensor:
+        """log Σ e^logit [N] over the columns of other classes."""
+        if pairs.same and self.y is self.x:
+            return gram_logsumexp(self.x, self.scale, None, pairs.rows)
+        return self._log_sum(pairs.rows, pairs.columns)
+
+    def log_sum_of_others(self, pairs: _LabelPairs) -> Tensor:
+        """The same [N] over all columns, without the row itself."""
+        if pairs.same and self.y is self.x:
+            return gram_logsumexp(self.x, self.scale, None, None)
+        apart = checked_ids("ids", None, self.num_rows, self.x.device) if pairs.same else None
+        return self._log_sum(apart, apart)
+
+    def sum_of_positives(self, pairs: _LabelPairs) -> Tensor:
+        """The sum [N] over the columns of the row's class, by the sum of each class."""
+        y, rows, columns = self.y, pairs.rows.long(), pairs.columns.long()
+        sums = y.new_zeros(pairs.classes, y.shape[1]).index_add(0, columns, y)[rows]
+        return self.scale * products_of_rows(self.x, sums - y if pairs.same else sums)
+
+    def _log_sum(self, rows, columns) -> Tensor:
+        return pair_logsumexp(self.x, self.y, self.scale, None, None, rows, columns, False)[0]
 
 
-def _compared(distance, embeddings: Tensor) -> Tensor:
-    """Embeddings as their products are similarities."""
-    embeddings = embeddings.to(compute_dtype(embeddings.dtype))
-    return functional.normalize(embeddings) if distance is None else distance.maybe_normalize(embeddings)
+class _Matrix:
+    """The same of any other distance, which is called for the matrix of pairs."""
+
+    def __init__(self, distance, x: Tensor, y: Tensor, scale: Tensor):
+        self.logits = distance(x, y) * (scale if distance.is_inverted else -scale)
+        self.num_rows, self.num_columns = self.logits.shape
+
+    def of(self, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.logits[rows, columns]
+
+    def log_sum_of_negatives(self, pairs: _LabelPairs) -> Tensor:
+        return self.logits.masked_fill(_of_one_class(pairs), -torch.inf).logsumexp(1)
+
+    def log_sum_of_others(self, pairs: _LabelPairs) -> Tensor:
+        others = self.logits.masked_fill(self._itself(), -torch.inf) if pairs.same else self.logits
+        return others.logsumexp(1)
+
+    def sum_of_positives(self, pairs: _LabelPairs) -> Tensor:
+        positive = _of_one_class(pairs)
+        if pairs.same:
+            positive = positive & ~self._itself()
+        return self.logits.masked_fill(~positive, 0.0).sum(1)
+
+    def _itself(self) -> Tensor:
+        return torch.eye(self.num_rows, dtype=torch.bool, device=self.logits.device)
+
+
+def _of_one_class(pairs: _LabelPairs) -> Tensor:
+    return pairs.rows[:, None] == pairs.columns
+
+
+def _is_product(distance) -> bool:
+    """Whether a distance is a product of rows."""
+    return distance is None or (_is_a(distance, "DotProductSimilarity") and distance.power == 1)
 
 
 def _is_a(value, *names: str) -> bool:

@@ -1,5 +1,7 @@
 """lightly's losses against ours: values, gradients, memory banks and errors."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -106,6 +108,15 @@ def test_swav(count, prototypes, high, low, queue, seed, temperature, iterations
     same_loss(call(ours), call(swav), *crops, tolerance=1e-8)
 
 
+@pytest.mark.parametrize("counts", [(0, 0), (0, 2), (1, 0)])
+def test_swav_of_too_few_crops(counts):
+    crops = ([torch.zeros(2, 3)] * count for count in counts)
+    with pytest.raises(
+        ValueError, match="high_resolution_outputs: expected at least one, and two crops in all"
+    ):
+        ours.SwaVLoss()(*crops)
+
+
 def test_swav_of_large_similarities():
     crops = list(10 * drawn(2, 6, 4, seed=0).float())
     assert ours.SwaVLoss(sinkhorn_epsilon=0.04)(crops, []).isfinite().all()
@@ -123,6 +134,15 @@ def test_sizes_of_banks(size):
     for module in (ours, ntx_ent):
         with pytest.raises(ValueError, match="size"):
             module.NTXentLoss(memory_bank_size=size)
+
+
+@pytest.mark.parametrize("size", [-1, (4, -1)])
+def test_negative_sizes_have_the_words_of_lightly(size):
+    for module in (ours, ntx_ent):
+        with pytest.raises(
+            ValueError, match=re.escape(f"Illegal memory bank size {size}, all entries must be")
+        ):
+            module.MemoryBankModule(size)
 
 
 def test_shapes_of_views():

@@ -134,11 +134,41 @@ def test_distances(name, distance):
     same(name, {"distance": distance}, drawn(10, 4, seed=3), labels_of(10, 3), temperature=0.7)
 
 
-@pytest.mark.parametrize("distance", [distances.LpDistance(), distances.CosineSimilarity(power=2)])
+@pytest.mark.parametrize(
+    "distance",
+    [
+        distances.LpDistance(),
+        distances.LpDistance(normalize_embeddings=False, power=2),
+        distances.CosineSimilarity(power=2),
+        distances.SNRDistance(),
+    ],
+)
 @over_losses
 def test_distances_of_all_pairs(name, distance):
-    with pytest.raises(NotImplementedError, match="N×N matrix"):
-        getattr(ours, name)(distance=distance)
+    options, x, y, labels = {"distance": distance}, *drawn(2, 10, 4, seed=3), labels_of(10, 3)
+    same(name, options, x, labels, temperature=0.7)
+    same(name, options, x, labels_of(10, 5, classes=9))  # some rows without positives
+    same(name, options, x, labels, ref_emb=y, ref_labels=labels_of(10, 4))
+    same(name, options, x, labels, ref_emb=y)
+    same(name, options, x, None, miners.TripletMarginMiner(margin=0.4)(x, labels))
+    for one_class in (labels.new_zeros(10), torch.arange(10)):
+        same(name, options, x, one_class)
+
+
+@pytest.mark.parametrize("distance", [None, distances.LpDistance()])
+@over_losses
+def test_embeddings_that_are_their_own_references(name, distance):
+    """Rows are their own positives, unless the labels are the very same tensor as well."""
+    x, labels = drawn(8, 4, seed=9), labels_of(8, 9)
+    made = [getattr(module, name)(0.3, distance=distance) for module in (ours, losses)]
+    for others in (labels, labels.clone(), labels_of(8, 10)):
+        same_loss(
+            *(
+                lambda x, loss=loss, others=others: loss(x, labels, ref_emb=x, ref_labels=others)
+                for loss in made
+            ),
+            x,
+        )
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([2**40, 2**40, 5, -1]), torch.tensor([0.5, 0.5, 1.5, 1.5])])
@@ -176,6 +206,21 @@ def test_memory_is_linear():
     assert max(sizes) <= 1200 * 33
     ours.NTXentLoss()(x, torch.arange(1200) % 10).backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("reducer", ["default", "sum", "several"])
+@over_losses
+def test_no_embeddings(name, reducer):
+    options = {"reducer": REDUCERS[reducer]}
+    same(name, options, drawn(0, 4, seed=0), labels_of(0, 0))
+    same(
+        name,
+        options,
+        drawn(0, 4, seed=0),
+        labels_of(0, 0),
+        ref_emb=drawn(3, 4, seed=0),
+        ref_labels=labels_of(3, 0),
+    )
 
 
 @over_losses
