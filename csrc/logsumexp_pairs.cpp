@@ -20,37 +20,43 @@ Tensor log_of(const Tensor& max_of, const std::vector<double>& sums) {
   return result;
 }
 
-std::tuple<Tensor, Tensor> reduce(PairProblem& problem, bool columns) {
+void* data_of(Tensor& tensor, bool wanted) { return wanted ? tensor.mutable_data_ptr() : nullptr; }
+
+std::tuple<Tensor, Tensor, Tensor> reduce(PairProblem& problem, bool columns, bool keep) {
   constexpr double kNone = -std::numeric_limits<double>::infinity();
   const PairShape& shape = problem.shape();
-  problem.pack(false, false);
+  problem.pack(true, false, false);
   Tensor row_max = problem.vector(shape.rows, kNone);
   Tensor column_max = shape.gram ? row_max : problem.vector(columns ? shape.columns : 0, kNone);
   std::vector<double> row_sum(shape.rows), of_columns(column_max.numel());
   std::vector<double>& column_sum = shape.gram ? row_sum : of_columns;
-  const LogSumExpArgs args{problem.args(), row_max.mutable_data_ptr(), row_sum.data(),
-                           columns ? column_max.mutable_data_ptr() : nullptr, column_sum.data()};
+  Tensor scores = problem.scores(keep);
+  const LogSumExpArgs args{problem.args(),    row_max.mutable_data_ptr(),
+                           row_sum.data(),    data_of(column_max, columns),
+                           column_sum.data(), data_of(scores, keep)};
   problem.run([&](void* scratch, int64_t round, int64_t begin, int64_t end) {
     GENSSL_DISPATCH(logsumexp_pairs)(args, scratch, round, begin, end);
   });
-  return {log_of(row_max, row_sum), log_of(column_max, column_sum)};
+  return {log_of(row_max, row_sum), log_of(column_max, column_sum), scores};
 }
 
-std::tuple<Tensor, Tensor> pair_logsumexp(Tensor x, Tensor y, Tensor scale, OptionalTensor row_bias,
-                                          OptionalTensor column_bias, OptionalTensor row_ids,
-                                          OptionalTensor column_ids, bool columns) {
+std::tuple<Tensor, Tensor, Tensor> pair_logsumexp(Tensor x, Tensor y, Tensor scale,
+                                                  OptionalTensor row_bias,
+                                                  OptionalTensor column_bias,
+                                                  OptionalTensor row_ids, OptionalTensor column_ids,
+                                                  bool columns, bool keep) {
   PairProblem problem(x, y, scale, {row_bias, column_bias, row_ids, column_ids}, false);
-  return reduce(problem, columns);
+  return reduce(problem, columns, keep);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pair_logsumexp_backward(
-    Tensor grad_rows, Tensor grad_columns, Tensor rows, Tensor columns, Tensor x, Tensor y,
-    Tensor scale, OptionalTensor row_bias, OptionalTensor column_bias, OptionalTensor row_ids,
-    OptionalTensor column_ids, bool to_x, bool to_y) {
+    Tensor grad_rows, Tensor grad_columns, Tensor rows, Tensor columns, Tensor scores, Tensor x,
+    Tensor y, Tensor scale, OptionalTensor row_bias, OptionalTensor column_bias,
+    OptionalTensor row_ids, OptionalTensor column_ids, bool to_x, bool to_y) {
   PairProblem problem(x, y, scale, {row_bias, column_bias, row_ids, column_ids}, false);
   const PairShape& shape = problem.shape();
   const bool both = columns.numel() > 0;
-  problem.pack(to_x, to_y);
+  problem.pack(!problem.are_kept(scores), to_x, to_y);
   rows = problem.numbers(rows, "rows", shape.rows, true);
   grad_rows = problem.numbers(grad_rows, "grad_rows", shape.rows, false);
   if (both) {
@@ -61,14 +67,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pair_logsumexp_backward(
   Tensor sums_y = to_y ? problem.gradient_sums(shape.columns) : problem.nothing();
   Tensor to_row_bias = problem.vector(row_bias ? shape.rows : 0, 0.0);
   Tensor to_column_bias = problem.vector(column_bias ? shape.columns : 0, 0.0);
-  const LogSumExpBackwardArgs args{{problem.args(), to_x ? sums_x.mutable_data_ptr() : nullptr,
-                                    to_y ? sums_y.mutable_data_ptr() : nullptr,
-                                    row_bias ? to_row_bias.mutable_data_ptr() : nullptr,
-                                    column_bias ? to_column_bias.mutable_data_ptr() : nullptr},
+  const LogSumExpBackwardArgs args{{problem.args(), data_of(sums_x, to_x), data_of(sums_y, to_y),
+                                    data_of(to_row_bias, row_bias.has_value()),
+                                    data_of(to_column_bias, column_bias.has_value())},
                                    grad_rows.const_data_ptr(),
                                    rows.const_data_ptr(),
                                    both ? grad_columns.const_data_ptr() : nullptr,
-                                   columns.const_data_ptr()};
+                                   columns.const_data_ptr(),
+                                   problem.kept(scores)};
   problem.run([&](void* scratch, int64_t round, int64_t begin, int64_t end) {
     GENSSL_DISPATCH(logsumexp_pairs_backward)(args, scratch, round, begin, end);
   });
@@ -79,27 +85,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pair_logsumexp_backward(
           to_column_bias};
 }
 
-Tensor gram_logsumexp(Tensor z, Tensor scale, OptionalTensor bias, OptionalTensor ids) {
+std::tuple<Tensor, Tensor> gram_logsumexp(Tensor z, Tensor scale, OptionalTensor bias,
+                                          OptionalTensor ids, bool keep) {
   PairProblem problem = gram_problem(z, scale, bias, ids);
-  return std::get<0>(reduce(problem, true));
+  const auto [sums, same, scores] = reduce(problem, true, keep);
+  return {sums, scores};
 }
 
-std::tuple<Tensor, Tensor, Tensor> gram_logsumexp_backward(Tensor grad, Tensor log_sum, Tensor z,
-                                                           Tensor scale, OptionalTensor bias,
+std::tuple<Tensor, Tensor, Tensor> gram_logsumexp_backward(Tensor grad, Tensor log_sum,
+                                                           Tensor scores, Tensor z, Tensor scale,
+                                                           OptionalTensor bias,
                                                            OptionalTensor ids) {
   PairProblem problem = gram_problem(z, scale, bias, ids);
   const int64_t count = problem.shape().rows;
-  problem.pack(true, true);
+  problem.pack(!problem.are_kept(scores), true, true);
   log_sum = problem.numbers(log_sum, "log_sum", count, true);
   grad = problem.numbers(grad, "grad", count, false);
   Tensor sums = problem.gradient_sums(count), to_bias = problem.vector(bias ? count : 0, 0.0);
-  void* weights = bias ? to_bias.mutable_data_ptr() : nullptr;
+  void* weights = data_of(to_bias, bias.has_value());
   const LogSumExpBackwardArgs args{
       {problem.args(), sums.mutable_data_ptr(), sums.mutable_data_ptr(), weights, weights},
       grad.const_data_ptr(),
       log_sum.const_data_ptr(),
       grad.const_data_ptr(),
-      log_sum.const_data_ptr()};
+      log_sum.const_data_ptr(),
+      problem.kept(scores)};
   problem.run([&](void* scratch, int64_t round, int64_t begin, int64_t end) {
     GENSSL_DISPATCH(logsumexp_pairs_backward)(args, scratch, round, begin, end);
   });

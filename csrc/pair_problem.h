@@ -86,24 +86,24 @@ class PairProblem {
     args_.column_ids = keep(options.column_ids, "column_ids", y.size(0), ids);
   }
 
-  // What scores need; and with gradients, of which rows are wanted.
-  void pack(bool for_x, bool for_y) {
+  // What scores need, and gradients of x and of y.
+  void pack(bool for_scores, bool for_x, bool for_y) {
     const int64_t width = GENSSL_DISPATCH(panel_columns)(args_.is_double);
     const int64_t columns = shape().columns, rows = shape().rows, depth = shape().depth;
     const auto panels_of = [&](int64_t count) { return ceil_div(count, width) * width; };
     PackPairsArgs of_x = pack_args(x_), of_y = pack_args(y_);
     args_.x = x_.const_data_ptr();
     args_.x_stride = depth;
-    if (conflicts(depth)) {
+    if (for_scores && conflicts(depth)) {
       of_x.padded_stride = args_.x_stride = depth + 64 / static_cast<int64_t>(x_.element_size());
       args_.x = of_x.padded = scratch({rows, args_.x_stride});
     }
-    args_.y_panels = of_y.panels = scratch({panels_of(columns), depth});
+    if (for_scores) args_.y_panels = of_y.panels = scratch({panels_of(columns), depth});
     if (for_x) args_.y_rows = of_y.row_panels = scratch({panels_of(depth), columns});
     if (for_y && !shape().gram) {
       args_.x_rows = of_x.row_panels = scratch({panels_of(depth), rows});
     }
-    run_pack(of_y, width);
+    if (of_y.panels || of_y.row_panels) run_pack(of_y, width);
     if (of_x.padded || of_x.row_panels) run_pack(of_x, width);
     if (shape().gram) args_.x_rows = args_.y_rows;
   }
@@ -129,6 +129,19 @@ class PairProblem {
     Tensor result = new_empty(x_, {count}, type_);
     fill(result, value);
     return result;
+  }
+
+  // Where the scores of all pairs are to be kept (of gram the upper half), or one 0.
+  Tensor scores(bool keep) const {
+    return keep ? new_empty(x_, {shape().rows, shape().columns}, type_) : vector(1, 0.0);
+  }
+  static bool are_kept(const Tensor& scores) { return scores.dim() == 2; }
+
+  const void* kept(Tensor& scores) const {
+    if (!are_kept(scores)) return nullptr;
+    check_shape(scores, "scores", {shape().rows, shape().columns});
+    scores = contiguous_to(scores, type_);
+    return scores.const_data_ptr();
   }
 
   // Zeros for the gradient of x or y, in rows of whole panels.

@@ -15,7 +15,7 @@ Psi checked_psi(int64_t psi) {
 Tensor gram_pair_sum(Tensor z, Tensor scale, OptionalTensor bias, Tensor shift, int64_t psi) {
   PairProblem problem = gram_problem(z, scale, bias, std::nullopt);
   const int64_t count = problem.shape().rows;
-  problem.pack(false, false);
+  problem.pack(true, false, false);
   shift = problem.numbers(shift, "shift", count, false);
   Tensor sums = problem.vector(count, 0.0);
   const PairSumArgs args{problem.args(), checked_psi(psi), shift.const_data_ptr(),
@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gram_pair_sum_backward(Tensor grad, T
                                                                   Tensor shift, int64_t psi) {
   PairProblem problem = gram_problem(z, scale, bias, std::nullopt);
   const int64_t count = problem.shape().rows;
-  problem.pack(true, true);
+  problem.pack(true, true, true);
   shift = problem.numbers(shift, "shift", count, false);
   grad = problem.numbers(grad, "grad", count, false);
   Tensor sums = problem.gradient_sums(count), to_shift = problem.vector(count, 0.0);

@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_pairs(Tensor x, Tenso
                                                                  bool gradients) {
   PairProblem problem(x, y, scale, {std::nullopt, std::nullopt, row_ids, column_ids}, false);
   const PairShape& shape = problem.shape();
-  problem.pack(gradients, gradients);
+  problem.pack(true, gradients, gradients);
   Tensor to_x = gradients ? problem.gradient_sums(shape.rows) : problem.nothing();
   Tensor to_y = gradients ? problem.gradient_sums(shape.columns) : problem.nothing();
   std::vector<double> loss(pair_blocks(shape.rows, shape.row_block)), to_bias(loss.size());

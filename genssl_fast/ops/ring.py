@@ -220,8 +220,8 @@ class _PairLogSumExp(torch.autograd.Function):
     def forward(ctx, ring, name, of_columns, x, y, scale, row_bias, column_bias, row_ids, column_ids):
         rows, columns = None, _Collected(ring, name, torch.logaddexp)
         for y_there, bias, ids in ring.visits(name, y, column_bias, column_ids):
-            found, found_columns = raw_pair_logsumexp(
-                x, y_there, scale, row_bias, bias, row_ids, ids, of_columns
+            found, found_columns, _ = raw_pair_logsumexp(
+                x, y_there, scale, row_bias, bias, row_ids, ids, of_columns, False
             )
             rows = found if rows is None else torch.logaddexp(rows, found)
             if of_columns:
@@ -241,7 +241,7 @@ class _PairLogSumExp(torch.autograd.Function):
         for y_there, bias, ids, sums, grads in ring.visits(name, y, column_bias, column_ids, *travelling):
             sums, grads = (sums, grads) if ctx.of_columns else (nothing, nothing)
             to_x, to_y, to_scale, to_row_bias, to_bias = raw_pair_logsumexp_backward(
-                grad_rows, grads, rows, sums, x, y_there, scale, row_bias, bias, row_ids, ids,
+                grad_rows, grads, rows, sums, nothing, x, y_there, scale, row_bias, bias, row_ids, ids,
                 True, ring.wanted[name],
             )  # fmt: skip
             here = _added(here, to_x, to_scale, to_row_bias)
@@ -270,7 +270,7 @@ class _GramLogSumExp(torch.autograd.Function):
     def forward(ctx, ring, name, z, scale, bias, ids):
         rows = None
         for there, bias_there, ids_there in ring.visits(name, z, bias, ids):
-            found, _ = raw_pair_logsumexp(z, there, scale, bias, bias_there, ids, ids_there, False)
+            found, *_ = raw_pair_logsumexp(z, there, scale, bias, bias_there, ids, ids_there, False, False)
             rows = found if rows is None else torch.logaddexp(rows, found)
         ctx.ring, ctx.name = ring, name
         ctx.save_for_backward(z, scale, bias, ids, rows)
@@ -280,10 +280,23 @@ class _GramLogSumExp(torch.autograd.Function):
     def backward(ctx, grad):
         check_first_derivative()
         z, scale, bias, ids, rows = ctx.saved_tensors
-        here = None
+        here, nothing = None, rows.new_zeros(0)
         for there, bias_there, ids_there, sums, grads in ctx.ring.visits(ctx.name, z, bias, ids, rows, grad):
             to_z, _, to_scale, to_bias, _ = raw_pair_logsumexp_backward(
-                grad, grads, rows, sums, z, there, scale, bias, bias_there, ids, ids_there, True, False
+                grad,
+                grads,
+                rows,
+                sums,
+                nothing,
+                z,
+                there,
+                scale,
+                bias,
+                bias_there,
+                ids,
+                ids_there,
+                True,
+                False,
             )
             here = _added(here, to_z, to_scale, to_bias)
         to_z, to_scale, to_bias = here

@@ -20,17 +20,25 @@ plain = reference.contrast.similarity
 PAIR = "Tensor x, Tensor y, Tensor scale"
 PAIR_OPTIONS = "Tensor? row_bias, Tensor? column_bias, Tensor? row_ids, Tensor? column_ids"
 GRAM = "Tensor z, Tensor scale, Tensor? bias"
+SCORES_PER_NUMBER = 4
 
 
 def _numbers(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=compute_dtype(like.dtype))
 
 
+def _fake_scores(x, y, keep):
+    return _numbers(x, len(x), len(y)) if keep else _numbers(x, 1)
+
+
 def _fake_pair(x, y, *args):
-    return _numbers(x, len(x)), _numbers(x, len(y) if args[-1] else 0)
+    columns, keep = args[-2:]
+    return _numbers(x, len(x)), _numbers(x, len(y) if columns else 0), _fake_scores(x, y, keep)
 
 
-def _fake_pair_backward(grad_rows, grad_columns, rows, columns, x, y, scale, row_bias, column_bias, *args):
+def _fake_pair_backward(
+    grad_rows, grad_columns, rows, columns, scores, x, y, scale, row_bias, column_bias, *args
+):
     to_x, to_y = args[-2:]
     return (
         x.new_empty(x.shape if to_x else (0,)),
@@ -42,15 +50,19 @@ def _fake_pair_backward(grad_rows, grad_columns, rows, columns, x, y, scale, row
 
 
 def _fake_gram(z, *args):
-    return _numbers(z, len(z))
+    return _numbers(z, len(z)), _fake_scores(z, z, args[-1])
 
 
-def _fake_gram_backward(grad, log_sum, z, scale, bias, *args):
+def _fake_gram_backward(grad, log_sum, scores, z, scale, bias, *args):
     return z.new_empty(z.shape), _numbers(z), _numbers(z, 0 if bias is None else len(z))
 
 
+def _fake_pair_sum(z, *args):
+    return _numbers(z, len(z))
+
+
 def _fake_pair_sum_backward(grad, z, scale, bias, *args):
-    return *_fake_gram_backward(grad, None, z, scale, bias), _numbers(z, len(z))
+    return *_fake_gram_backward(grad, None, None, z, scale, bias), _numbers(z, len(z))
 
 
 def _fake_sigmoid(x, y, *args):
@@ -60,30 +72,32 @@ def _fake_sigmoid(x, y, *args):
 
 
 raw_pair_logsumexp = define(
-    f"_pair_logsumexp({PAIR}, {PAIR_OPTIONS}, bool columns) -> (Tensor, Tensor)",
+    f"_pair_logsumexp({PAIR}, {PAIR_OPTIONS}, bool columns, bool keep) -> (Tensor, Tensor, Tensor)",
     reference=plain.pair_logsumexp,
     fake=_fake_pair,
 )
 raw_pair_logsumexp_backward = define(
     "_pair_logsumexp_backward(Tensor grad_rows, Tensor grad_columns, Tensor rows, Tensor columns, "
-    f"{PAIR}, {PAIR_OPTIONS}, bool to_x, bool to_y) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"Tensor scores, {PAIR}, {PAIR_OPTIONS}, bool to_x, bool to_y) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=plain.pair_logsumexp_backward,
     fake=_fake_pair_backward,
 )
 raw_gram_logsumexp = define(
-    f"_gram_logsumexp({GRAM}, Tensor? ids) -> Tensor",
+    f"_gram_logsumexp({GRAM}, Tensor? ids, bool keep) -> (Tensor, Tensor)",
     reference=plain.gram_logsumexp,
     fake=_fake_gram,
 )
 raw_gram_logsumexp_backward = define(
-    f"_gram_logsumexp_backward(Tensor grad, Tensor log_sum, {GRAM}, Tensor? ids) -> (Tensor, Tensor, Tensor)",
+    f"_gram_logsumexp_backward(Tensor grad, Tensor log_sum, Tensor scores, {GRAM}, Tensor? ids) "
+    "-> (Tensor, Tensor, Tensor)",
     reference=plain.gram_logsumexp_backward,
     fake=_fake_gram_backward,
 )
 raw_gram_pair_sum = define(
     f"_gram_pair_sum({GRAM}, Tensor shift, int psi) -> Tensor",
     reference=plain.gram_pair_sum,
-    fake=_fake_gram,
+    fake=_fake_pair_sum,
 )
 raw_gram_pair_sum_backward = define(
     f"_gram_pair_sum_backward(Tensor grad, {GRAM}, Tensor shift, int psi) "
@@ -127,17 +141,34 @@ def _is_wanted(tensor: Tensor) -> bool:
     return tensor.requires_grad or _is_transformed()
 
 
+def _keeps_scores(x: Tensor, y: Tensor, *others: Tensor | None) -> bool:
+    """Whether the backward pass finds the scores of the forward pass instead of computing them again.
+
+    Only while they are a few times as many as the numbers of both matrices: memory stays O((N + M) D).
+    """
+    few = len(x) * len(y) <= SCORES_PER_NUMBER * (x.numel() + y.numel())
+    # A GPU reads scores no faster than it computes them.
+    plain_gradient = wants_gradient((x, y, *others)) and forward_ad._current_level < 0
+    return few and x.device.type == "cpu" and plain_gradient and not _is_transformed()
+
+
+def _zeros_if_none(grad: Tensor | None, output: Tensor) -> Tensor:
+    return torch.zeros_like(output) if grad is None else grad
+
+
 def _pair_backward(inputs, outputs, grads):
-    options = inputs[:-1]
+    options = inputs[:-2]
     to_x, to_y = _is_wanted(inputs.x) or _is_wanted(inputs.scale), _is_wanted(inputs.y)
-    found = _pair_logsumexp_backward(*grads, *outputs, *options, to_x, to_y)
+    to_sums = [_zeros_if_none(grad, output) for grad, output in zip(grads[:2], outputs)]
+    found = _pair_logsumexp_backward(*to_sums, *outputs, *options, to_x, to_y)
     names = ("x", "y", "scale", "row_bias", "column_bias")
     wanted = (to_x, to_y, True, inputs.row_bias is not None, inputs.column_bias is not None)
     return {name: grad for name, grad, want in zip(names, found, wanted) if want}
 
 
 def _gram_backward(inputs, outputs, grads):
-    to_z, to_scale, to_bias = _gram_logsumexp_backward(*grads, *outputs, *inputs)
+    to_sums = _zeros_if_none(grads[0], outputs[0])
+    to_z, to_scale, to_bias = _gram_logsumexp_backward(to_sums, *outputs, *inputs[:-1])
     return {"z": to_z, "scale": to_scale, "bias": None if inputs.bias is None else to_bias}
 
 
@@ -153,21 +184,23 @@ def _sigmoid_backward(inputs, outputs, grads):
     names = ("x", "y", "scale", "bias")
     if to_loss is not None and all(grad is None for grad in to_gradients):
         return {name: (to_loss * grad).to(grad.dtype) for name, grad in zip(names, outputs[1:])}
-    given = [torch.zeros_like(o) if g is None else g for o, g in zip(outputs, grads)]
+    given = [_zeros_if_none(grad, output) for grad, output in zip(grads, outputs)]
     return rules_by_autograd(plain.sigmoid_pairs)["backward"](inputs, outputs, given)
 
 
-pair_logsumexp = differentiable(
+_pair_logsumexp = differentiable(
     raw_pair_logsumexp,
     backward=_pair_backward,
     jvp=rules_by_autograd(plain.pair_logsumexp)["jvp"],
     save_outputs=True,
+    materialize_grads=False,
 )
-gram_logsumexp = differentiable(
+_gram_logsumexp = differentiable(
     raw_gram_logsumexp,
     backward=_gram_backward,
     jvp=rules_by_autograd(plain.gram_logsumexp)["jvp"],
     save_outputs=True,
+    materialize_grads=False,
 )
 _gram_pair_sum = differentiable(
     raw_gram_pair_sum, backward=_pair_sum_backward, jvp=rules_by_autograd(plain.gram_pair_sum)["jvp"]
@@ -179,6 +212,22 @@ _sigmoid_pairs = differentiable(
     save_outputs=True,
     materialize_grads=False,
 )
+
+
+def pair_logsumexp(
+    x: Tensor, y: Tensor, scale: Tensor, row_bias: Tensor | None, column_bias: Tensor | None,
+    row_ids: Tensor | None, column_ids: Tensor | None, columns: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """log Σ_j e^(s_ij) [N] and, if ``columns``, log Σ_i e^(s_ij) [M], which else is empty."""
+    keep = _keeps_scores(x, y, scale, row_bias, column_bias)
+    options = (row_bias, column_bias, row_ids, column_ids, columns, keep)
+    of_rows, of_columns, _ = _pair_logsumexp(x, y, scale, *options)
+    return of_rows, of_columns
+
+
+def gram_logsumexp(z: Tensor, scale: Tensor, bias: Tensor | None, ids: Tensor | None) -> Tensor:
+    """log Σ_{j≠i} e^(s_ij) [N], with ids over the rows of another id."""
+    return _gram_logsumexp(z, scale, bias, ids, _keeps_scores(z, z, scale, bias))[0]
 
 
 def gram_pair_sum(z: Tensor, scale: Tensor, bias: Tensor | None, shift: Tensor, psi: str) -> Tensor:

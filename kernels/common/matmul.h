@@ -100,12 +100,15 @@ inline void pack_panel(const Matrix<T>& matrix, int64_t panel, T* target) {
 }
 
 // The register tile: sum[ROWS][PANELS * VECS] = a[ROWS, depth] times consecutive panels, of each of
-// which the first VECS registers of columns are wanted.
+// which the first VECS registers of columns are wanted. Loops at its ends are unrolled by name:
+// otherwise sums start and end on the stack, 100 of the 3100 cycles of a tile of depth 128.
 template <class T, int ROWS, int PANELS, int VECS>
 GENSSL_INLINE void sum_products(const T* a, int64_t stride, const T* panels, int64_t depth,
                                 Vec<T> (&sum)[ROWS][PANELS * VECS]) {
   constexpr int size = Vec<T>::size, width = kPanelColumns<T>;
+#pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 16
     for (int v = 0; v < PANELS * VECS; ++v) sum[r][v] = Vec<T>(T(0));
   }
   for (int64_t k = 0; k < depth; ++k) {
@@ -129,6 +132,7 @@ __attribute__((noinline)) void multiply_tile(const T* a, int64_t stride, const T
   constexpr int size = Vec<T>::size, width = kPanelColumns<T>;
   Vec<T> sum[ROWS][PANELS * VECS];
   sum_products<T, ROWS, PANELS, VECS>(a, stride, panels, depth, sum);
+#pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
     for (int p = 0; p < PANELS; ++p) {
       for (int v = 0; v < VECS; ++v) {

@@ -13,61 +13,220 @@ GENSSL_INLINE Vec<T> finite_or_zero(Vec<T> value) {
   return select(value == Vec<T>(kMinusInfinity<T>), Vec<T>(T(0)), value);
 }
 
-// Online sums of e^(s - max): the old one is brought to the new maximum.
+// What is found of a block: maxima that include those of earlier blocks, and sums of e^(s -
+// origin).
 template <class T>
-void reduce_rows(const Block<T>& block, T* max_of, double* sum_of) {
-  const int64_t end = block.column_end;
-  for (int64_t r = block.row; r < block.row_end; ++r) {
-    Vec<T> largest(kMinusInfinity<T>);
-    for (int64_t n = block.column; n < end; n += Vec<T>::size) {
-      largest = max(largest, Vec<T>::load(block.at(r, n)));
-    }
-    const T before = max_of[r], row_max = highest_lane(largest);
-    const T after = row_max > before ? row_max : before, origin = finite_or_zero(after);
-    Vec<T> sum(T(0));
-    for (int64_t n = block.column; n < end; n += Vec<T>::size) {
-      sum = sum + exp(Vec<T>::load(block.at(r, n)) - Vec<T>(origin));
-    }
-    max_of[r] = after;
-    sum_of[r] = sum_of[r] * exp(Vec<T>(before - origin))[0] + sum_in_order(sum);
+struct Reduced {
+  T *largest, *origins, *sums;  // by position in the block
+
+  Reduced(T* memory, int64_t count)
+      : largest(memory), origins(memory + count), sums(memory + 2 * count) {}
+};
+
+template <class T>
+struct Reductions {
+  T* lanes;  // [rows, a register]
+  Reduced<T> rows, columns;
+
+  Reductions(const PairShape& shape, T* memory)
+      : lanes(memory),
+        rows(lanes + shape.row_block * Vec<T>::size, shape.row_block),
+        columns(rows.sums + shape.row_block, shape.column_block) {}
+};
+
+// One number of every row from its register, whose lanes are joined in order.
+template <class T, class Join>
+void join_lanes(const T* lanes, int64_t rows, T* target, const Join& join) {
+  constexpr int size = Vec<T>::size;
+  for (int64_t r = 0; r < rows; r += size) {
+    Vec<T> square[size];
+#pragma GCC unroll 16
+    for (int i = 0; i < size; ++i) square[i] = Vec<T>::load(lanes + (r + i) * size);
+    transpose<T>(square);
+    Vec<T> joined = square[0];
+#pragma GCC unroll 16
+    for (int i = 1; i < size; ++i) joined = join(joined, square[i]);
+    joined.store(target + r);
   }
 }
 
 template <class T>
-void reduce_columns(const Block<T>& block, T* max_of, double* sum_of) {
-  for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
-    const int64_t lanes = block.column_end - n;
-    const Vec<T> before = load_lanes(max_of + n, lanes);
-    Vec<T> after = before;
-    for (int64_t r = block.row; r < block.row_end; ++r) {
-      after = max(after, Vec<T>::load(block.at(r, n)));
+void copy_numbers(const T* source, int64_t count, T* target) {
+  for (int64_t i = 0; i < count; i += Vec<T>::size)
+    load_lanes(source + i, count - i).store(target + i);
+}
+
+template <class T>
+void find_maxima(const LogSumExpArgs& args, const Block<T>& block, bool of_columns,
+                 const Reductions<T>& found) {
+  if (of_columns) {
+    copy_numbers(typed<T>(args.column_max) + block.column, block.columns(), found.columns.largest);
+  }
+  for (int64_t r = 0; r < block.rows(); ++r) {
+    const T* scores = block.numbers + r * block.stride;
+    Vec<T> largest(kMinusInfinity<T>);
+    for (int64_t n = 0; n < block.columns(); n += Vec<T>::size) {
+      const Vec<T> score = Vec<T>::load(scores + n);
+      largest = max(largest, score);
+      if (!of_columns) continue;
+      max(Vec<T>::load(found.columns.largest + n), score).store(found.columns.largest + n);
     }
-    const Vec<T> origin = finite_or_zero(after), rescaled = exp(before - origin);
-    const Vec<T> sum = sum_over_rows(
-        block, n, [&](Vec<T> score) GENSSL_INLINE_LAMBDA { return exp(score - origin); });
-    store_lanes(after, max_of + n, lanes);
+    largest.store(found.lanes + r * Vec<T>::size);
+  }
+  const auto larger_of = [](Vec<T> a, Vec<T> b) GENSSL_INLINE_LAMBDA { return max(a, b); };
+  join_lanes(found.lanes, block.rows(), found.rows.largest, larger_of);
+  const T* before = typed<T>(args.row_max) + block.row;
+  for (int64_t i = 0; i < block.rows(); i += Vec<T>::size) {
+    const Vec<T> largest = Vec<T>::load(found.rows.largest + i);
+    max(load_lanes(before + i, block.rows() - i), largest).store(found.rows.largest + i);
+  }
+}
+
+// Sums of e^(s - origin) of ROWS rows, and with `of_columns` of columns, of which those are a part.
+template <class T, int ROWS>
+GENSSL_INLINE void sum_rows(const Block<T>& block, int64_t r, bool of_columns,
+                            const Reductions<T>& found) {
+  Vec<T> origin[ROWS], sum[ROWS];
+  for (int i = 0; i < ROWS; ++i) {
+    origin[i] = Vec<T>(found.rows.origins[r + i]);
+    sum[i] = Vec<T>(T(0));
+  }
+  const T* scores = block.numbers + r * block.stride;
+  for (int64_t n = 0; n < block.columns(); n += Vec<T>::size) {
+    Vec<T> of_column(T(0));
+    for (int i = 0; i < ROWS; ++i) {
+      const Vec<T> power = exp(Vec<T>::load(scores + i * block.stride + n) - origin[i]);
+      sum[i] = sum[i] + power;
+      of_column = of_column + power;
+    }
+    if (!of_columns) continue;
+    (Vec<T>::load(found.columns.sums + n) + of_column).store(found.columns.sums + n);
+  }
+  for (int i = 0; i < ROWS; ++i) sum[i].store(found.lanes + (r + i) * Vec<T>::size);
+}
+
+template <class T>
+void sum_block(const Block<T>& block, bool of_columns, const Reductions<T>& found) {
+  if (of_columns) clear_lanes(found.columns.sums, block.columns());
+  int64_t r = 0;
+  for (; r + 4 <= block.rows(); r += 4) sum_rows<T, 4>(block, r, of_columns, found);
+  for (; r < block.rows(); ++r) sum_rows<T, 1>(block, r, of_columns, found);
+  const auto sum = [](Vec<T> a, Vec<T> b) GENSSL_INLINE_LAMBDA { return a + b; };
+  join_lanes(found.lanes, block.rows(), found.rows.sums, sum);
+}
+
+// Each column relative to its own maximum.
+template <class T>
+void sum_columns(const Block<T>& block, const Reduced<T>& columns) {
+  for (int64_t n = 0; n < block.columns(); n += Vec<T>::size) {
+    const Vec<T> origin = Vec<T>::load(columns.origins + n);
+    const auto power = [&](Vec<T> score) GENSSL_INLINE_LAMBDA { return exp(score - origin); };
+    sum_over_rows(block, block.column + n, power).store(columns.sums + n);
+  }
+}
+
+// Online sums of e^(s - max): the old ones are brought to the new maxima.
+template <class T>
+void add_sums(const Reduced<T>& found, int64_t count, T* max_of, double* sum_of) {
+  for (int64_t i = 0; i < count; i += Vec<T>::size) {
+    const int64_t lanes = count - i;
+    const Vec<T> largest = Vec<T>::load(found.largest + i), origin = finite_or_zero(largest);
+    const Vec<T> rescaled = exp(load_lanes(max_of + i, lanes) - origin);
+    const Vec<T> factor = exp(Vec<T>::load(found.origins + i) - origin);
+    const Vec<T> sum = factor * Vec<T>::load(found.sums + i);
+    store_lanes(largest, max_of + i, lanes);
     for (int64_t lane = 0; lane < smaller(lanes, Vec<T>::size); ++lane) {
-      sum_of[n + lane] = sum_of[n + lane] * rescaled[lane] + sum[lane];
+      sum_of[i + lane] = sum_of[i + lane] * rescaled[lane] + sum[lane];
     }
+  }
+}
+
+// Maxima and log sums that differ by no more leave the product of exponentials as many digits as
+// each has.
+constexpr double kNear = 16;
+
+template <class T>
+struct Range {
+  T low = -kMinusInfinity<T>, high = kMinusInfinity<T>;
+
+  void include(const T* numbers, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      low = numbers[i] < low ? numbers[i] : low;
+      high = numbers[i] > high ? numbers[i] : high;
+    }
+  }
+  bool is_narrow() const { return high - low <= T(kNear); }
+  T center() const { return (low + high) / 2; }
+};
+
+template <class T>
+void reduce(const LogSumExpArgs& args, const Block<T>& block, bool of_columns,
+            const Reductions<T>& found) {
+  find_maxima(args, block, of_columns, found);
+  Range<T> range;
+  range.include(found.rows.largest, block.rows());
+  if (of_columns) range.include(found.columns.largest, block.columns());
+  // One exponential then serves a row and a column.
+  const bool once = of_columns && range.is_narrow();
+  const auto find_origins = [&](const Reduced<T>& side, int64_t count) {
+    for (int64_t i = 0; i < count; i += Vec<T>::size) {
+      const Vec<T> own = finite_or_zero(Vec<T>::load(side.largest + i));
+      (once ? Vec<T>(range.center()) : own).store(side.origins + i);
+    }
+  };
+  find_origins(found.rows, block.rows());
+  sum_block(block, once, found);
+  add_sums(found.rows, block.rows(), typed<T>(args.row_max) + block.row, args.row_sum + block.row);
+  if (!of_columns) return;
+  find_origins(found.columns, block.columns());
+  if (!once) sum_columns(block, found.columns);
+  add_sums(found.columns, block.columns(), typed<T>(args.column_max) + block.column,
+           args.column_sum + block.column);
+}
+
+template <class T>
+void keep_scores(const PairShape& shape, const Block<T>& block, T* scores) {
+  for (int64_t r = block.row; r < block.row_end; ++r) {
+    T* target = scores + r * shape.columns + block.column;
+    copy_lanes(block.at(r, block.column), block.columns(), target);
   }
 }
 
 template <class T>
 void run(const LogSumExpArgs& args, void* scratch, int64_t round, int64_t begin, int64_t end) {
-  for_each_task<T>(args.pairs.shape, scratch, round, begin, end,
-                   [&](const Block<T>& block, bool on_diagonal) {
-                     for_each_score<T>(args.pairs, block,
-                                       [&](int64_t r, int64_t n, int64_t, Vec<T> score)
-                                           GENSSL_INLINE_LAMBDA { score.store(block.at(r, n)); });
-                     reduce_rows(block, typed<T>(args.row_max), args.row_sum);
-                     if (args.column_max && !on_diagonal) {
-                       reduce_columns(block, typed<T>(args.column_max), args.column_sum);
-                     }
-                   });
+  const PairShape& shape = args.pairs.shape;
+  const Reductions<T> found(shape, beside_block<T>(shape, scratch));
+  for_each_task<T>(shape, scratch, round, begin, end, [&](const Block<T>& block, bool on_diagonal) {
+    for_each_score<T>(args.pairs, block,
+                      [&](int64_t r, int64_t n, int64_t, Vec<T> score)
+                          GENSSL_INLINE_LAMBDA { score.store(block.at(r, n)); });
+    reduce(args, block, args.column_max && !on_diagonal, found);
+    if (args.scores) keep_scores(shape, block, typed<T>(args.scores));
+  });
 }
 
-// Log sums that differ by no more leave the product of exponentials as many digits as each has.
-constexpr double kNearLogSums = 16;
+// Scores computed, or read where they were kept.
+template <class T, class Element>
+void for_each_known_score(const LogSumExpBackwardArgs& args, const Block<T>& block,
+                          const Element& element) {
+  const PairArgs& pairs = args.gradient.pairs;
+  if (!args.scores) return for_each_score<T>(pairs, block, element);
+  const int64_t stride = pairs.shape.columns;
+  const T* scores = typed<T>(args.scores);
+  const Ids<T> lane_number = lane_numbers<T>();
+  for (int64_t r = block.row; r < block.row_end; ++r) {
+    fetch_rows(scores + (r + 4) * stride + block.column, block.columns(), 0, r + 4 < block.row_end);
+    for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
+      const int64_t lanes = block.column_end - n;
+      Vec<T> score = load_lanes(scores + r * stride + n, lanes);
+      if (lanes < Vec<T>::size) {
+        const auto inside = lane_number < static_cast<Id<T>>(lanes);
+        score = select(inside, score, Vec<T>(kMinusInfinity<T>));
+      }
+      element(r, n, lanes, score);
+    }
+  }
+}
 
 // e^(rows - c) and grad_columns e^(c - columns) of a block, for which both are near c.
 template <class T>
@@ -81,15 +240,11 @@ bool find_factors(const LogSumExpBackwardArgs& args, const Block<T>& block,
                   const Factors<T>& factors) {
   const T *rows = typed<T>(args.rows), *columns = typed<T>(args.columns);
   const T* grad_columns = typed<T>(args.grad_columns);
-  T low = rows[block.row], high = low;
-  const auto include = [&](T value) {
-    low = value < low ? value : low;
-    high = value > high ? value : high;
-  };
-  for (int64_t r = block.row; r < block.row_end; ++r) include(rows[r]);
-  for (int64_t n = block.column; n < block.column_end; ++n) include(columns[n]);
-  if (!(high - low <= T(kNearLogSums))) return false;
-  const Vec<T> center((low + high) / 2);
+  Range<T> range;
+  range.include(rows + block.row, block.rows());
+  range.include(columns + block.column, block.columns());
+  if (!range.is_narrow()) return false;
+  const Vec<T> center(range.center());
   for (int64_t i = 0; i < block.rows(); i += Vec<T>::size) {
     const int64_t lanes = block.rows() - i;
     store_lanes(exp(load_lanes(rows + block.row + i, lanes) - center), factors.of_rows + i, lanes);
@@ -107,14 +262,13 @@ template <class T>
 void weigh_once(const LogSumExpBackwardArgs& args, const Block<T>& block,
                 const Factors<T>& factors) {
   const T *grad_rows = typed<T>(args.grad_rows), *rows = typed<T>(args.rows);
-  for_each_score<T>(args.gradient.pairs, block,
-                    [&](int64_t r, int64_t n, int64_t lanes, Vec<T> score) GENSSL_INLINE_LAMBDA {
-                      const Vec<T> of_row(factors.of_rows[r - block.row]);
-                      const Vec<T> of_column =
-                          load_lanes(factors.of_columns + (n - block.column), lanes);
-                      const Vec<T> both = fma(of_row, of_column, Vec<T>(grad_rows[r]));
-                      (both * exp(score - Vec<T>(rows[r]))).store(block.at(r, n));
-                    });
+  for_each_known_score<T>(
+      args, block, [&](int64_t r, int64_t n, int64_t lanes, Vec<T> score) GENSSL_INLINE_LAMBDA {
+        const Vec<T> of_row(factors.of_rows[r - block.row]);
+        const Vec<T> of_column = load_lanes(factors.of_columns + (n - block.column), lanes);
+        const Vec<T> both = fma(of_row, of_column, Vec<T>(grad_rows[r]));
+        (both * exp(score - Vec<T>(rows[r]))).store(block.at(r, n));
+      });
 }
 
 // Weights of rows and columns with an exponential for each.
@@ -122,15 +276,15 @@ template <class T>
 void weigh_twice(const LogSumExpBackwardArgs& args, const Block<T>& block) {
   const T *grad_rows = typed<T>(args.grad_rows), *rows = typed<T>(args.rows);
   const T *grad_columns = typed<T>(args.grad_columns), *columns = typed<T>(args.columns);
-  for_each_score<T>(args.gradient.pairs, block,
-                    [&](int64_t r, int64_t n, int64_t lanes, Vec<T> score) GENSSL_INLINE_LAMBDA {
-                      Vec<T> weight = Vec<T>(grad_rows[r]) * exp(score - Vec<T>(rows[r]));
-                      if (grad_columns) {
-                        const Vec<T> of_column = exp(score - load_lanes(columns + n, lanes));
-                        weight = fma(load_lanes(grad_columns + n, lanes), of_column, weight);
-                      }
-                      weight.store(block.at(r, n));
-                    });
+  for_each_known_score<T>(
+      args, block, [&](int64_t r, int64_t n, int64_t lanes, Vec<T> score) GENSSL_INLINE_LAMBDA {
+        Vec<T> weight = Vec<T>(grad_rows[r]) * exp(score - Vec<T>(rows[r]));
+        if (grad_columns) {
+          const Vec<T> of_column = exp(score - load_lanes(columns + n, lanes));
+          weight = fma(load_lanes(grad_columns + n, lanes), of_column, weight);
+        }
+        weight.store(block.at(r, n));
+      });
 }
 
 template <class T>
@@ -147,7 +301,7 @@ template <class T>
 void run_backward(const LogSumExpBackwardArgs& args, void* scratch, int64_t round, int64_t begin,
                   int64_t end) {
   const PairShape& shape = args.gradient.pairs.shape;
-  T* beside = typed<T>(scratch) + shape.row_block * block_stride<T>(shape);
+  T* beside = beside_block<T>(shape, scratch);
   for_each_task<T>(shape, scratch, round, begin, end, [&](const Block<T>& block, bool on_diagonal) {
     weigh(args, block, beside);
     add_weights(args.gradient, block, !on_diagonal);

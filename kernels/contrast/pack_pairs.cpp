@@ -53,8 +53,9 @@ void finish(const FinishPairsArgs& args, int64_t begin, int64_t end) {
 }  // namespace
 
 int64_t pair_scratch_size(const PairShape& shape) {
-  // Beside the block, one register for every row and a number for every column.
-  return shape.row_block * (block_stride<float>(shape) + Vec<float>::size) + shape.column_block;
+  // Beside the block, a register and three numbers for every row and three for every column.
+  const int64_t of_row = block_stride<float>(shape) + Vec<float>::size + 3;
+  return shape.row_block * of_row + 3 * shape.column_block;
 }
 
 void pack_pairs(const PackPairsArgs& args, int64_t begin, int64_t end) {

@@ -61,6 +61,12 @@ GENSSL_INLINE int64_t block_stride(const PairShape& shape) {
   return shape.column_block + Vec<T>::size;
 }
 
+// The scratch memory that follows a block.
+template <class T>
+GENSSL_INLINE T* beside_block(const PairShape& shape, void* scratch) {
+  return static_cast<T*>(scratch) + shape.row_block * block_stride<T>(shape);
+}
+
 template <class T>
 GENSSL_INLINE Block<T> block_of(const PairShape& shape, BlockPair pair, T* numbers) {
   const int64_t row = pair.row * shape.row_block, column = pair.column * shape.column_block;
@@ -76,6 +82,14 @@ GENSSL_INLINE const T* typed(const void* pointer) {
 template <class T>
 GENSSL_INLINE T* typed(void* pointer) {
   return static_cast<T*>(pointer);
+}
+
+// Into the second level cache, ahead of use. Rows of a tile are too many short streams for the
+// processor to foresee: 92 to 101 GFLOP/s at depth 128 (limit 115).
+template <class T>
+GENSSL_INLINE void fetch_rows(const T* rows, int64_t stride, int64_t begin, int64_t end) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t i = begin * stride; i < end * stride; i += line) __builtin_prefetch(rows + i, 0, 2);
 }
 
 // Calls element(row, column, lanes, score) for every register of a block of scores. A pair that is
@@ -99,11 +113,15 @@ inline void for_each_score(const PairArgs& args, const Block<T>& block, const El
   };
   const Matrix<T> matrix{nullptr, typed<T>(args.y_panels), args.shape.columns, args.shape.depth};
   const T* x = typed<T>(args.x) + block.row * args.x_stride;
+  const int64_t first = block.column / kPanelColumns<T>;
   const auto epilogue = [&](int64_t row, int rows, int64_t column, const T* product) {
+    if (column == first * kPanelColumns<T>) {
+      fetch_rows(x, args.x_stride, row + 2 * rows, smaller(row + 3 * rows, block.rows()));
+    }
     for_each_register<T>(block.row + row, rows, column, block.column_end, product, finish);
   };
   const int64_t end = count_panels<T>(block.column_end);
-  for (int64_t panel = block.column / kPanelColumns<T>; panel < end; ++panel) {
+  for (int64_t panel = first; panel < end; ++panel) {
     multiply_panels<T>(x, args.x_stride, block.rows(), matrix, panel, 1, nullptr, epilogue);
   }
 }

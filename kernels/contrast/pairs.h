@@ -22,8 +22,8 @@
 // rounds, whatever the number of threads.
 //
 // Operations (with N = M): rows and columns of logsumexp 2 N^2 D forward, 6 backward (one product
-// for the scores again, two for the gradients); gram 1 and 3; sigmoid 2 without gradients and 6
-// with.
+// for the scores again, two for the gradients; 4 with the scores of the forward pass); gram 1 and 3
+// (2); sigmoid 2 without gradients and 6 with.
 #pragma once
 
 #include <stdint.h>
@@ -105,6 +105,7 @@ struct LogSumExpArgs {
   double* row_sum;   // [rows], 0 at first: of e^(s - max)
   void* column_max;  // [columns]; those of rows for gram, null where columns are not wanted
   double* column_sum;
+  void* scores;  // [rows, columns], where pairs left out are -infinity; null: not wanted
 };
 
 // Of every s. Gradients and their targets of columns are those of rows for gram.
@@ -122,6 +123,7 @@ struct LogSumExpBackwardArgs {
   const void* rows;          // log sums [rows], finite
   const void* grad_columns;  // null without sums over columns
   const void* columns;
+  const void* scores;  // what the forward pass kept, or null
 };
 
 enum class Psi { softplus, hinge, sigmoid, quadratic };

@@ -73,15 +73,20 @@ def _or_empty(pairs: Pairs, numbers: torch.Tensor | None, wanted: bool) -> torch
     return numbers if wanted else pairs.scale.new_empty(0)
 
 
-def pair_logsumexp(x, y, scale, row_bias, column_bias, row_ids, column_ids, columns):
-    """Log-sum-exps of rows [N] and, if `columns`, of columns [M]."""
+def _not_kept(pairs: Pairs) -> torch.Tensor:
+    """In place of scores, which are computed again."""
+    return pairs.scale.new_zeros(1)
+
+
+def pair_logsumexp(x, y, scale, row_bias, column_bias, row_ids, column_ids, columns, keep):
+    """Log-sum-exps of rows [N] and, if `columns`, of columns [M]; scores are not kept."""
     pairs = _pairs(_side(x, row_bias, row_ids), _side(y, column_bias, column_ids), scale, EXPONENTIAL.value)
     of_rows, of_columns = _sums(pairs, columns)
-    return of_rows, _or_empty(pairs, of_columns, columns)
+    return of_rows, _or_empty(pairs, of_columns, columns), _not_kept(pairs)
 
 
 def pair_logsumexp_backward(
-    grad_rows, grad_columns, rows, columns, x, y, scale, row_bias, column_bias, row_ids, column_ids,
+    grad_rows, grad_columns, rows, columns, scores, x, y, scale, row_bias, column_bias, row_ids, column_ids,
     to_x, to_y,
 ):  # fmt: skip
     """Gradients of x, y, scale and the biases."""
@@ -100,13 +105,14 @@ def pair_logsumexp_backward(
     )
 
 
-def gram_logsumexp(z, scale, bias, ids):
-    """Log-sum-exps of rows [N]."""
+def gram_logsumexp(z, scale, bias, ids, keep):
+    """Log-sum-exps of rows [N]; scores are not kept."""
     side = _side(z, bias, _gram_ids(z, ids))
-    return _sums(_pairs(side, side, scale, EXPONENTIAL.value))[0]
+    pairs = _pairs(side, side, scale, EXPONENTIAL.value)
+    return _sums(pairs)[0], _not_kept(pairs)
 
 
-def gram_logsumexp_backward(grad, log_sum, z, scale, bias, ids):
+def gram_logsumexp_backward(grad, log_sum, scores, z, scale, bias, ids):
     """Gradients of z, scale and bias."""
     side = _side(z, bias, _gram_ids(z, ids), grad, log_sum)
     return _gram_gradients(_pairs(side, side, scale, EXPONENTIAL.value))[0]

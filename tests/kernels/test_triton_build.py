@@ -214,12 +214,12 @@ CASES = {
 
 
 def run_gram_logsumexp(z):
-    pairs.gram_logsumexp(z, torch.ones((), dtype=number_dtype(z)), None, None)
+    pairs.gram_logsumexp(z, torch.ones((), dtype=number_dtype(z)), None, None, False)
 
 
 def run_gram_logsumexp_backward(z):
     numbers = torch.zeros(len(z), dtype=number_dtype(z))
-    pairs.gram_logsumexp_backward(numbers, numbers, z, numbers[0], numbers, None)
+    pairs.gram_logsumexp_backward(numbers, numbers, numbers[:1], z, numbers[0], numbers, None)
 
 
 def run_soft_triplet_backward(z):

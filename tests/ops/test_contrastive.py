@@ -10,6 +10,7 @@ from torch.nn import functional
 
 import genssl_fast
 from bench.peers import import_past_init
+from genssl_fast.ops import similarity
 from genssl_fast.ops.similarity import (
     raw_gram_logsumexp,
     raw_gram_logsumexp_backward,
@@ -54,23 +55,23 @@ def twin_ids(x):
 def raw_gram(z1, z2, temperature):
     z = torch.cat([z1, z2])
     ids = torch.arange(len(z1), dtype=torch.int32).repeat(2)
-    return raw_gram_logsumexp, (z, 1 / temperature, z[:, 0].contiguous(), ids)
+    return raw_gram_logsumexp, (z, 1 / temperature, z[:, 0].contiguous(), ids, True)
 
 
 def raw_gram_backward(z, temperature):
     _, arguments = raw_gram(z, z, temperature)
-    log_sum = raw_gram_logsumexp(*arguments)
-    return raw_gram_logsumexp_backward, (torch.cos(log_sum), log_sum, *arguments)
+    log_sum, scores = raw_gram_logsumexp(*arguments)
+    return raw_gram_logsumexp_backward, (torch.cos(log_sum), log_sum, scores, *arguments[:-1])
 
 
 def raw_pair(image, text, scale):
     ids = torch.arange(len(image), dtype=torch.int32)
-    return raw_pair_logsumexp, (image, text, scale, image[:, 0].contiguous(), None, ids, ids, True)
+    return raw_pair_logsumexp, (image, text, scale, image[:, 0].contiguous(), None, ids, ids, True, True)
 
 
 def raw_pair_backward(query, key, negatives, temperature):
     arguments = query, negatives, 1 / temperature, None, negatives[:, 0].contiguous(), None, None
-    sums = raw_pair_logsumexp(*arguments, False)
+    sums = raw_pair_logsumexp(*arguments, False, False)
     grads = (torch.cos(sums[0]), sums[1])
     return raw_pair_logsumexp_backward, (*grads, *sums, *arguments, True, False)
 
@@ -401,6 +402,21 @@ def test_saved_memory_is_linear(name):
     half, whole = (saved_bytes(LOSSES[name], torch.randn(n, 8), torch.randn(n, 8)) for n in (500, 1000))
     assert whole < 2.1 * half
     assert whole < 1000 * 1000 * 4 / 4  # a quarter of the matrix
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "info_nce", "clip_loss", "sup_con", "soft triplet"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kept_scores_change_no_bit(monkeypatch, name, dtype):
+    """Computed again or read where the forward pass kept them, scores and so gradients are the same."""
+    z1, z2 = (torch.randn(217, 20, dtype=dtype, requires_grad=True) for _ in range(2))
+    found = []
+    for number in (0, 10**6):
+        monkeypatch.setattr(similarity, "SCORES_PER_NUMBER", number)
+        kept = saved_bytes(LOSSES[name], z1, z2)
+        found.append((kept, *torch.autograd.grad(LOSSES[name](z1, z2), (z1, z2))))
+    (without, *computed), (with_scores, *read) = found
+    assert with_scores - without > 216 * 217 * z1.element_size()
+    assert all(torch.equal(a, b) for a, b in zip(computed, read))
 
 
 @pytest.mark.parametrize("name", LOSSES)

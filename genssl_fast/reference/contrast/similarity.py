@@ -69,15 +69,23 @@ def softmax_of(logits: Tensor, log_sum: Tensor) -> Tensor:
     return torch.where(left_out, 0.0, torch.exp(torch.where(left_out, 0.0, logits - log_sum)))
 
 
-def pair_logsumexp(x, y, scale, row_bias, column_bias, row_ids, column_ids, columns) -> tuple[Tensor, Tensor]:
-    """log Σ_j e^(s_ij) [N] and, if ``columns``, log Σ_i e^(s_ij) [M], which else is empty."""
+def pair_logsumexp(
+    x, y, scale, row_bias, column_bias, row_ids, column_ids, columns, keep=False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log Σ_j e^(s_ij) [N], log Σ_i e^(s_ij) [M] (without ``columns`` empty), s_ij (without ``keep`` a 0)."""
     x, y, scale, row_bias, column_bias = widened(x, y, scale, row_bias, column_bias)
     logits = pair_logits(x, y, scale, row_bias, column_bias, row_ids, column_ids)
-    return logsumexp(logits, 1), logsumexp(logits, 0) if columns else x.new_zeros(0)
+    of_columns = logsumexp(logits, 0) if columns else x.new_zeros(0)
+    return logsumexp(logits, 1), of_columns, _kept(logits, keep)
+
+
+def _kept(logits: Tensor, keep: bool) -> Tensor:
+    """For the backward pass of a kernel; that of the reference can be derived again, and computes them."""
+    return logits.detach() if keep else logits.new_zeros(1)
 
 
 def pair_logsumexp_backward(
-    grad_rows, grad_columns, rows, columns, x, y, scale, row_bias, column_bias, row_ids, column_ids,
+    grad_rows, grad_columns, rows, columns, scores, x, y, scale, row_bias, column_bias, row_ids, column_ids,
     to_x=True, to_y=True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, y, scale, row_bias and column_bias; empty where not wanted or without the bias.
@@ -108,13 +116,14 @@ def diagonal_ids(z: Tensor, ids: Tensor | None) -> Tensor:
     return torch.arange(len(z), dtype=torch.int32, device=z.device) if ids is None else ids
 
 
-def gram_logsumexp(z, scale, bias, ids) -> Tensor:
-    """log Σ_{j≠i} e^(s_ij) [N] of s_ij = scale ⟨z_i, z_j⟩ + bias_i + bias_j."""
+def gram_logsumexp(z, scale, bias, ids, keep=False) -> tuple[Tensor, Tensor]:
+    """log Σ_{j≠i} e^(s_ij) [N] of s_ij = scale ⟨z_i, z_j⟩ + bias_i + bias_j, and the logits if ``keep``."""
     ids = diagonal_ids(z, ids)
-    return pair_logsumexp(z, z, scale, bias, bias, ids, ids, False)[0]
+    of_rows, _, scores = pair_logsumexp(z, z, scale, bias, bias, ids, ids, False, keep)
+    return of_rows, scores
 
 
-def gram_logsumexp_backward(grad, log_sum, z, scale, bias, ids) -> tuple[Tensor, Tensor, Tensor]:
+def gram_logsumexp_backward(grad, log_sum, scores, z, scale, bias, ids) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of z, scale and bias."""
     ids, dtype = diagonal_ids(z, ids), z.dtype
     z, scale, bias = widened(z, scale, bias)
