@@ -24,14 +24,15 @@ class Psi:
     r"""A ψ of your own for :func:`genssl_fast.generalized_contrastive`, also inside its GPU kernels.
 
     Like those that have a name, it is a function of :math:`u = (x + \mathrm{margin}) / \tau`. On a GPU
-    ``value`` and ``derivative`` are compiled into the kernels, which store no matrix of pairs.
-    Elsewhere, and for second derivatives and forward mode, ``function`` is called on tiles of pairs.
+    ``value`` and ``derivative`` are compiled into the kernels, which store no matrix of pairs; their second
+    derivatives and forward mode call ``function`` on all pairs. Elsewhere it is called on tiles of pairs.
 
-    Make one where a module is imported: each is compiled once, and kept as long as the process.
+    Make one where a module is imported: each is compiled once, and kept as long as the process. What is
+    learnable is margin and τ: kernels give no gradients to tensors that the functions hold.
 
     Arguments:
         function: ψ(u), a differentiable elementwise function of a tensor.
-        value: ψ(u) as a ``triton.jit`` function of a block in fp32 or fp64; given with ``derivative`` alone.
+        value: ψ(u) as a ``triton.jit`` function of a block in fp32 or fp64; both or neither are given.
         derivative: ψ'(u) likewise. It is what the gradients are made of, and must be the derivative of both.
 
     Raises:
