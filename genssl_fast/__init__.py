@@ -33,6 +33,7 @@ from genssl_fast.ops.made import MADEWeights, made, made_degrees, made_inverse, 
 from genssl_fast.ops.nearest_code import CodeSums, NearestCode, code_sums, nearest_code
 from genssl_fast.ops.permute import permute, squeeze2d
 from genssl_fast.ops.planar import planar, radial
+from genssl_fast.ops.psi import Psi
 from genssl_fast.ops.random import random_normal, random_rademacher, random_uniform
 from genssl_fast.ops.rational_quadratic_spline import rational_quadratic_spline
 from genssl_fast.ops.score import FilmMLPWeights, film_mlp, time_embedding
@@ -60,6 +61,7 @@ __all__ = [
     "NearestCode",
     "PartialLayer",
     "PermutationLayer",
+    "Psi",
     "SplineTransform",
     "Stream",
     "__version__",

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.utils.checkpoint import checkpoint
 
+from genssl_fast._autocast import without_autocast
 from genssl_fast._checks import check, check_choice, check_shape
 from genssl_fast.ops import ring as rings
 from genssl_fast.ops.contrast_checks import (
@@ -17,6 +18,7 @@ from genssl_fast.ops.contrast_checks import (
     reduced,
 )
 from genssl_fast.ops.contrastive import checked_log_epsilon, with_positive
+from genssl_fast.ops.psi import Psi
 from genssl_fast.ops.ring import Ring
 from genssl_fast.ops.similarity import gram_logsumexp, gram_pair_sum
 from genssl_fast.reference.contrast.similarity import PSI
@@ -78,7 +80,7 @@ def generalized_contrastive(
     z: Tensor,
     z_positive: Tensor,
     phi: str | Callable[[Tensor], Tensor] = "log",
-    psi: str | Callable[[Tensor], Tensor] = "exponential",
+    psi: str | Psi | Callable[[Tensor], Tensor] = "exponential",
     *,
     temperature: float | Tensor = 1.0,
     margin: float | Tensor = 0.0,
@@ -103,6 +105,8 @@ def generalized_contrastive(
     ``"sigmoid"``    :math:`1 / (1 + e^{-u})`
     ``"quadratic"``  :math:`u^2`
     ``"linear"``     :math:`u`            in O(N D) operations
+    a ``Psi``        its function of u    in GPU kernels, if it has Triton functions, or in tiles
+    a function       itself of x          in tiles, without temperature and margin
     ================ ==================== =======================================================
 
     ``phi="log"`` is :math:`\tau \log(\epsilon + \xi)`. So log and exponential give InfoNCE (of ε = 1 as
@@ -112,8 +116,9 @@ def generalized_contrastive(
     Arguments:
         z, z_positive: z and z' [N, D], fp32, fp64, bf16 or fp16 (computed in fp32).
         phi: ``"log"``, ``"identity"``, or a differentiable function of ξ [N].
-        psi: a name of the table, or a differentiable elementwise function of the difference of distances; it
-            is called on tiles of pairs, forward and again backward, so that memory stays O(N).
+        psi: a name of the table, a :class:`genssl_fast.Psi`, or a differentiable elementwise function of the
+            difference of distances. Functions are called on tiles of pairs, forward and again backward, so
+            that memory stays O(N).
         temperature: τ > 0, a number or a tensor [], learnable.
         margin: a number or a tensor [], learnable.
         epsilon: ε of ``"log"``, at least 0.
@@ -152,7 +157,8 @@ def generalized_contrastive(
     if callable(psi):
         sums = _sums_of_function(psi, z, _squares(z - z_positive))
     else:
-        check_choice("psi", psi, PSIS)
+        if not isinstance(psi, Psi):
+            check_choice("psi", psi, PSIS)
         # In units in which τ is 1: then no large terms cancel in its gradient.
         root = scale.sqrt()
         z, z_positive = z * root, z_positive * root
@@ -164,6 +170,8 @@ def generalized_contrastive(
             sums = log_sums.exp()
         elif psi == "linear":
             sums = _linear_sums(z, shift, ring)
+        elif isinstance(psi, Psi) and not _has_kernels(psi, z):
+            sums = _sums_of_function(psi.function, z, shift)
         else:
             sums = gram_pair_sum(z, z.new_tensor(2.0), -_squares(z), shift, psi)
     if callable(phi):
@@ -219,14 +227,19 @@ def _linear_sums(z, shift, ring) -> Tensor:
     return (count - 1) * shift - distances
 
 
-def _sums_of_function(psi, z, positive) -> Tensor:
-    """Σ_{j≠i} ψ(d_i − d_ij) [N], by tiles of rows that are computed again for the gradient."""
+def _has_kernels(psi: Psi, z: Tensor) -> bool:
+    return psi.number is not None and z.is_cuda
+
+
+def _sums_of_function(psi, z, shift) -> Tensor:
+    """Σ_{j≠i} ψ(shift_i − d_ij) [N], by tiles of rows that are computed again for the gradient."""
     columns, numbers = z.mT, torch.arange(len(z), device=z.device)
     squares = _squares(z)
 
-    def tile(rows, positive, of_rows, first):
+    @without_autocast
+    def tile(rows, shift, of_rows, first):
         products = rows @ columns
-        differences = positive[:, None] - (of_rows[:, None] + squares - 2 * products)
+        differences = shift[:, None] - (of_rows[:, None] + squares - 2 * products)
         values = psi(differences)
         check_shape("psi", values, differences.shape, "that of its argument, [rows, N]")
         itself = numbers[first : first + len(rows), None] == numbers
@@ -234,5 +247,7 @@ def _sums_of_function(psi, z, positive) -> Tensor:
 
     size = max(1, PAIRS_AT_ONCE // len(z))
     starts = range(0, len(z), size)
-    parts = zip(z.split(size), positive.split(size), squares.split(size), starts)
+    parts = zip(z.split(size), shift.split(size), squares.split(size), starts)
+    if torch._C._are_functorch_transforms_active():  # they refuse checkpoints
+        return torch.cat([tile(*part) for part in parts])
     return torch.cat([checkpoint(tile, *part, use_reentrant=False) for part in parts])

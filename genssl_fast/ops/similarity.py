@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from genssl_fast import reference
 from genssl_fast._autograd import differentiable, rules_by_autograd, wants_gradient
 from genssl_fast._library import define, implement_triton
+from genssl_fast.ops.psi import Psi
 from genssl_fast.reference.contrast.similarity import PSI
 from genssl_fast.reference.integrate import compute_dtype
 
@@ -230,9 +231,10 @@ def gram_logsumexp(z: Tensor, scale: Tensor, bias: Tensor | None, ids: Tensor | 
     return _gram_logsumexp(z, scale, bias, ids, _keeps_scores(z, z, scale, bias))[0]
 
 
-def gram_pair_sum(z: Tensor, scale: Tensor, bias: Tensor | None, shift: Tensor, psi: str) -> Tensor:
-    """Σ_{j≠i} ψ(shift_i + s_ij) [N] for a ψ of :data:`genssl_fast.reference.contrast.similarity.PSI`."""
-    return _gram_pair_sum(z, scale, bias, shift, list(PSI).index(psi))
+def gram_pair_sum(z: Tensor, scale: Tensor, bias: Tensor | None, shift: Tensor, psi: str | Psi) -> Tensor:
+    """Σ_{j≠i} ψ(shift_i + s_ij) [N] for a ψ of the menu, by its name, or one of a user that has kernels."""
+    number = psi.number if isinstance(psi, Psi) else list(PSI).index(psi)
+    return _gram_pair_sum(z, scale, bias, shift, number)
 
 
 def sigmoid_pairs(

@@ -24,6 +24,7 @@ from .pair_terms import (
     EXPONENTIAL,
     LOGISTIC,
     NOTHING,
+    SUM,
     Gradients,
     Pairs,
     add_log,
@@ -77,6 +78,7 @@ def row_sums_kernel(
     split_columns,
     depth,
     KIND: tl.constexpr,
+    VALUE: tl.constexpr,
     DEPTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -106,7 +108,7 @@ def row_sums_kernel(
             more_largest, more_total = log_sums(tl.where(keep, logits, NOTHING), 1)
             largest, total = add_log(largest, total, more_largest, more_total)
         else:
-            total += tl.sum(terms_of(logits, same, keep, offset, KIND), axis=1)
+            total += tl.sum(terms_of(logits, same, keep, offset, KIND, VALUE), axis=1)
     if KIND == EXPONENTIAL:
         total = log_of(largest, total)
     tl.store(sums + tl.program_id(1).to(tl.int64) * num_rows + rows, total, mask=row_present)
@@ -135,6 +137,8 @@ def row_gradients_kernel(
     split_columns,
     depth,
     KIND: tl.constexpr,
+    VALUE: tl.constexpr,
+    SLOPE: tl.constexpr,
     DEPTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -163,11 +167,11 @@ def row_gradients_kernel(
         same = same_ids(row_ids, column_ids, rows, columns, row_present, present)
         keep = kept(same, present[None, :], KIND)
         if value_sums is not None:
-            value_total += tl.sum(terms_of(logits, same, keep, None, KIND), axis=1)
+            value_total += tl.sum(terms_of(logits, same, keep, None, KIND, VALUE), axis=1)
         own, other = both_weights(
             logits, same, keep, grad_of_rows, offset_of_rows,
             load_numbers(column_grad, columns, present),
-            load_offset(column_offset, columns, present, KIND), KIND,
+            load_offset(column_offset, columns, present, KIND), KIND, SLOPE,
         )  # fmt: skip
         weights = own + other
         if weight_sums is not None:
@@ -220,7 +224,7 @@ class Launch(NamedTuple):
 
 def launch_of(pairs: Pairs) -> Launch:
     (num_rows, depth), num_columns = pairs.rows.matrix.shape, len(pairs.columns.matrix)
-    blocks = blocks_of(depth, pairs.rows.matrix.dtype, pairs.kind)
+    blocks = blocks_of(depth, pairs.rows.matrix.dtype, pairs.reduction.kind)
     row_blocks = triton.cdiv(num_rows, blocks.rows)
     column_blocks = max(triton.cdiv(num_columns, blocks.columns), 1)
     most = triton.cdiv(column_blocks, LEAST_BLOCKS)
@@ -232,7 +236,8 @@ def launch_of(pairs: Pairs) -> Launch:
         "num_columns": num_columns,
         "split_columns": blocks_each * blocks.columns,
         "depth": depth,
-        "KIND": pairs.kind,
+        "KIND": pairs.reduction.kind,
+        "VALUE": pairs.reduction.value,
         "DEPTH": blocks.depth,
         "ROWS": blocks.rows,
         "COLUMNS": blocks.columns,
@@ -263,11 +268,11 @@ def _row_sums(pairs: Pairs) -> torch.Tensor:
     row_sums_kernel[launch.grid](*_scores(pairs), pairs.rows.offset, found, **launch.arguments)
     if launch.splits == 1:
         return found[0]
-    return found.logsumexp(0) if pairs.kind == EXPONENTIAL.value else found.sum(0)
+    return found.logsumexp(0) if pairs.reduction.kind == EXPONENTIAL.value else found.sum(0)
 
 
 def gradients(pairs: Pairs, to_rows: bool, to_columns: bool, values: bool) -> Gradients:
-    own = pairs.kind < EXPONENTIAL.value
+    own = pairs.reduction.kind == SUM.value
     rows = _row_gradients(pairs, to_rows, True, own, True, values)
     columns = (None, None)
     column_weights = pairs.columns.bias is not None
@@ -284,6 +289,7 @@ def _row_gradients(pairs: Pairs, to_x: bool, *stats: bool) -> tuple[torch.Tensor
     found = [pairs.scale.new_empty(shape) if to_x else None]
     found += [pairs.scale.new_empty(shape[:2]) if wanted else None for wanted in stats]
     row_gradients_kernel[launch.grid](
-        *_scores(pairs), rows.grad, rows.offset, columns.grad, columns.offset, *found, **launch.arguments
-    )
+        *_scores(pairs), rows.grad, rows.offset, columns.grad, columns.offset, *found,
+        SLOPE=pairs.reduction.slope, **launch.arguments,
+    )  # fmt: skip
     return tuple(f if f is None else f[0] if launch.splits == 1 else f.sum(0) for f in found)

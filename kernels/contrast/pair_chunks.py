@@ -24,8 +24,8 @@ import triton.language as tl
 
 from .pair_terms import (
     EXPONENTIAL,
-    LOGISTIC,
     NOTHING,
+    SUM,
     Gradients,
     Pairs,
     Side,
@@ -82,6 +82,7 @@ def chunk_sums_kernel(
     num_columns,
     stride,
     KIND: tl.constexpr,
+    VALUE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -111,13 +112,13 @@ def chunk_sums_kernel(
             offset = load_offset(row_offset, rows, row_present, KIND)
             if offset is not None:
                 offset = offset[:, None]
-            terms = terms_of(logits, same, keep, offset, KIND)
+            terms = terms_of(logits, same, keep, offset, KIND, VALUE)
             _store_sum(row_sums, terms, tl.program_id(1), rows, row_present, num_rows, 1)
         if column_sums is not None:
             offset = load_offset(column_offset, columns, column_present, KIND)
             if offset is not None:
                 offset = offset[None, :]
-            terms = terms_of(logits, same, keep, offset, KIND)
+            terms = terms_of(logits, same, keep, offset, KIND, VALUE)
             _store_sum(column_sums, terms, tl.program_id(0), columns, column_present, num_columns, 0)
 
 
@@ -144,6 +145,8 @@ def chunk_weights_kernel(
     num_columns,
     stride,
     KIND: tl.constexpr,
+    VALUE: tl.constexpr,
+    SLOPE: tl.constexpr,
     DIAGONAL: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -166,7 +169,7 @@ def chunk_weights_kernel(
         logits, same, keep,
         load_numbers(row_grad, rows, row_present), load_offset(row_offset, rows, row_present, KIND),
         load_numbers(column_grad, columns, column_present),
-        load_offset(column_offset, columns, column_present, KIND), KIND,
+        load_offset(column_offset, columns, column_present, KIND), KIND, SLOPE,
     )  # fmt: skip
     total = own + other
     if weights is not None:
@@ -181,7 +184,7 @@ def chunk_weights_kernel(
         found = found * 0.5
     _store_sum(product_sums, found, column_block, rows, row_present, num_rows, 1)
     if value_sums is not None:
-        terms = terms_of(logits, same, keep, None, KIND)
+        terms = terms_of(logits, same, keep, None, KIND, VALUE)
         _store_sum(value_sums, terms, column_block, rows, row_present, num_rows, 1)
 
 
@@ -270,7 +273,7 @@ class Totals:
 
     def __init__(self, pairs: Pairs, logarithms: bool = False):
         self.new_empty = pairs.scale.new_empty
-        self.kind = EXPONENTIAL.value if logarithms else LOGISTIC.value
+        self.kind = EXPONENTIAL.value if logarithms else SUM.value
         self.start = NOTHING.value if logarithms else 0.0
         self.pending = []
 
@@ -304,7 +307,7 @@ def widened(pairs: Pairs) -> Pairs:
 def sums(pairs: Pairs, of_columns: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Sums of f, or log-sum-exps, over the pairs of each row and, if wanted, of each column."""
     pairs = widened(pairs)
-    totals = Totals(pairs, pairs.kind == EXPONENTIAL.value)
+    totals = Totals(pairs, pairs.reduction.kind == EXPONENTIAL.value)
     of_rows = totals.vector(len(pairs.rows.matrix))
     of_columns = of_rows if pairs.gram else totals.vector(len(pairs.columns.matrix), of_columns)
     for chunk in chunks_of(pairs, with_weights=False):
@@ -314,7 +317,7 @@ def sums(pairs: Pairs, of_columns: bool) -> tuple[torch.Tensor, torch.Tensor | N
             rows.offset, columns.offset,
             totals.partials(of_rows, chunk.here, column_blocks),
             totals.partials(None if chunk.diagonal else of_columns, chunk.there, row_blocks),
-            KIND=pairs.kind, **chunk.sizes,
+            KIND=pairs.reduction.kind, VALUE=pairs.reduction.value, **chunk.sizes,
         )  # fmt: skip
         totals.merge()
     return of_rows, of_columns
@@ -328,7 +331,7 @@ def gradients(pairs: Pairs, to_rows: bool, to_columns: bool, values: bool) -> Gr
     to_y = to_x if gram else pairs.scale.new_zeros(y.shape) if to_columns else None
     row_weights, products = totals.vector(len(x)), totals.vector(len(x))
     column_weights = row_weights if gram else totals.vector(len(y), pairs.columns.bias is not None)
-    own_weights = totals.vector(len(x), pairs.kind < EXPONENTIAL.value)
+    own_weights = totals.vector(len(x), pairs.reduction.kind == SUM.value)
     value_sums = totals.vector(len(x), values)
     spare_rows = min(CHUNK_COLUMNS, max(len(x), len(y))) if x.dtype == torch.bfloat16 else 0
     spare = pairs.scale.new_empty(spare_rows, x.shape[1])
@@ -345,7 +348,8 @@ def gradients(pairs: Pairs, to_rows: bool, to_columns: bool, values: bool) -> Gr
             totals.partials(own_weights if gram and not once else None, chunk.there, row_blocks),
             totals.partials(products, chunk.here, column_blocks),
             totals.partials(value_sums, chunk.here, column_blocks),
-            KIND=pairs.kind, DIAGONAL=once, **chunk.sizes,
+            KIND=pairs.reduction.kind, VALUE=pairs.reduction.value, SLOPE=pairs.reduction.slope,
+            DIAGONAL=once, **chunk.sizes,
         )  # fmt: skip
         totals.merge()
         if to_x is not None:

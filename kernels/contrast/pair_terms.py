@@ -2,7 +2,7 @@
 
     s_ij = scale <x_i, y_j> + row_bias_i + column_bias_j;  pairs.h has the reductions
 
-Every reduction is of f(offset + s) for a function f of the menu below, and its gradient of s is
+Every reduction is of f(offset + s) for a function f, VALUE, and its gradient of s has f', SLOPE:
 
     W_ij = row_grad_i f'(row_offset_i + s_ij) + column_grad_j f'(column_offset_j + s_ij)
 
@@ -18,15 +18,20 @@ import triton.language as tl
 
 from ..common.functions import sigmoid, softplus
 
-# The order of genssl_fast.reference.contrast.similarity.PSI, then what is not for users.
-SOFTPLUS = tl.constexpr(0)
-HINGE = tl.constexpr(1)
-SIGMOID = tl.constexpr(2)
-QUADRATIC = tl.constexpr(3)
-EXPONENTIAL = tl.constexpr(4)
-LOGISTIC = tl.constexpr(5)
+# Kinds of reductions.
+SUM = tl.constexpr(0)
+EXPONENTIAL = tl.constexpr(1)
+LOGISTIC = tl.constexpr(2)
 
 NOTHING = tl.constexpr(float("-inf"))
+
+
+class Reduction(NamedTuple):
+    """What is summed over pairs: a kind, and f with its derivative as `triton.jit` functions."""
+
+    kind: int
+    value: triton.JITFunction | None
+    slope: triton.JITFunction
 
 
 class Side(NamedTuple):
@@ -48,7 +53,7 @@ class Pairs(NamedTuple):
     rows: Side
     columns: Side
     scale: torch.Tensor  # [], of the dtype that is computed in
-    kind: int
+    reduction: Reduction
     gram: bool
 
 
@@ -68,33 +73,52 @@ class Gradients(NamedTuple):
 
 
 @triton.jit
-def value(u, KIND: tl.constexpr):
-    """f(u); of LOGISTIC the sign is in u."""
-    if KIND == HINGE:
-        found = tl.where(u < 0.0, 0.0, u)
-    elif KIND == SIGMOID:
-        found = sigmoid(u)
-    elif KIND == QUADRATIC:
-        found = u * u
-    else:
-        found = softplus(u)
-    return found
+def hinge(u):
+    return tl.where(u < 0.0, 0.0, u)
 
 
 @triton.jit
-def slope(u, KIND: tl.constexpr):
-    """f'(u)"""
-    if KIND == HINGE:
-        found = tl.where(u > 0.0, 1.0, 0.0).to(u.dtype)
-    elif KIND == SIGMOID:
-        found = sigmoid(u) * sigmoid(-u)
-    elif KIND == QUADRATIC:
-        found = 2.0 * u
-    elif KIND == EXPONENTIAL:
-        found = tl.exp(u)
-    else:
-        found = sigmoid(u)
-    return found
+def hinge_slope(u):
+    return tl.where(u > 0.0, 1.0, 0.0)
+
+
+@triton.jit
+def sigmoid_slope(u):
+    return sigmoid(u) * sigmoid(-u)
+
+
+@triton.jit
+def square(u):
+    return u * u
+
+
+@triton.jit
+def square_slope(u):
+    return 2.0 * u
+
+
+@triton.jit
+def exponential(u):
+    return tl.exp(u)
+
+
+def sum_of(value: triton.JITFunction, slope: triton.JITFunction) -> Reduction:
+    return Reduction(SUM.value, value, slope)
+
+
+# By number: the order of genssl_fast.reference.contrast.similarity.PSI, then users' own.
+PSI = dict(
+    enumerate(
+        [
+            sum_of(softplus, sigmoid),
+            sum_of(hinge, hinge_slope),
+            sum_of(sigmoid, sigmoid_slope),
+            sum_of(square, square_slope),
+        ]
+    )
+)
+LOG_SUM = Reduction(EXPONENTIAL.value, None, exponential)
+SIGMOID_LOSS = Reduction(LOGISTIC.value, softplus, sigmoid)  # the sign is in u
 
 
 @triton.jit
@@ -147,37 +171,47 @@ def kept(same, present, KIND: tl.constexpr):
 
 
 @triton.jit
-def terms_of(logits, same, keep, offset, KIND: tl.constexpr):
+def terms_of(logits, same, keep, offset, KIND: tl.constexpr, VALUE: tl.constexpr):
     """f, 0 where a pair is left out; `offset` is [ROWS, 1] or [1, COLUMNS], or None."""
     u = logits
     if offset is not None:
         u = logits + offset
     if KIND == LOGISTIC:
         u = tl.where(same, -logits, logits)
-    return tl.where(keep, value(u, KIND), 0.0)
+    return tl.where(keep, VALUE(u), 0.0).to(u.dtype)
 
 
 @triton.jit
-def weights_of(logits, same, keep, grad, offset, KIND: tl.constexpr):
+def weights_of(logits, same, keep, grad, offset, KIND: tl.constexpr, SLOPE: tl.constexpr):
     """One of the two summands of W; `grad` and `offset` as `offset` above, and None for LOGISTIC."""
     if KIND == LOGISTIC:
-        weights = tl.where(same, -slope(-logits, KIND), slope(logits, KIND))
+        weights = tl.where(same, -SLOPE(-logits), SLOPE(logits))
     else:
-        weights = grad * slope(logits + offset, KIND)
+        weights = grad * SLOPE(logits + offset)
     return tl.where(keep, weights, 0.0)
 
 
 @triton.jit
-def both_weights(logits, same, keep, row_grad, row_offset, column_grad, column_offset, KIND: tl.constexpr):
+def both_weights(
+    logits,
+    same,
+    keep,
+    row_grad,
+    row_offset,
+    column_grad,
+    column_offset,
+    KIND: tl.constexpr,
+    SLOPE: tl.constexpr,
+):
     """W's summands of rows and of columns."""
     of_rows = tl.zeros_like(logits)
     of_columns = tl.zeros_like(logits)
     if KIND == LOGISTIC:
-        of_rows = weights_of(logits, same, keep, None, None, KIND)
+        of_rows = weights_of(logits, same, keep, None, None, KIND, SLOPE)
     elif row_grad is not None:
-        of_rows = weights_of(logits, same, keep, row_grad[:, None], row_offset[:, None], KIND)
+        of_rows = weights_of(logits, same, keep, row_grad[:, None], row_offset[:, None], KIND, SLOPE)
     if column_grad is not None:
-        of_columns = weights_of(logits, same, keep, column_grad[None, :], column_offset[None, :], KIND)
+        of_columns = weights_of(logits, same, keep, column_grad[None, :], column_offset[None, :], KIND, SLOPE)
     return of_rows, of_columns
 
 

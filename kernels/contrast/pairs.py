@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 
 from . import fused_pairs, pair_chunks
-from .pair_terms import EXPONENTIAL, LOGISTIC, Pairs, Side
+from .pair_terms import LOG_SUM, PSI, SIGMOID_LOSS, Pairs, Reduction, Side
 
 FUSED_DEPTH = 64  # in fp32
 FUSED_DEPTH_16_BIT = 255
@@ -44,8 +44,8 @@ def _side(matrix, bias=None, ids=None, grad=None, offset=None) -> Side:
     return Side(matrix.contiguous(), bias, None if ids is None else ids.contiguous(), grad, offset)
 
 
-def _pairs(rows: Side, columns: Side, scale: torch.Tensor, kind: int) -> Pairs:
-    return Pairs(rows, columns, scale.to(_number_dtype(rows.matrix)), kind, rows is columns)
+def _pairs(rows: Side, columns: Side, scale: torch.Tensor, reduction: Reduction) -> Pairs:
+    return Pairs(rows, columns, scale.to(_number_dtype(rows.matrix)), reduction, rows is columns)
 
 
 def _sums(pairs: Pairs, of_columns: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -80,7 +80,7 @@ def _not_kept(pairs: Pairs) -> torch.Tensor:
 
 def pair_logsumexp(x, y, scale, row_bias, column_bias, row_ids, column_ids, columns, keep):
     """Log-sum-exps of rows [N] and, if `columns`, of columns [M]; scores are not kept."""
-    pairs = _pairs(_side(x, row_bias, row_ids), _side(y, column_bias, column_ids), scale, EXPONENTIAL.value)
+    pairs = _pairs(_side(x, row_bias, row_ids), _side(y, column_bias, column_ids), scale, LOG_SUM)
     of_rows, of_columns = _sums(pairs, columns)
     return of_rows, _or_empty(pairs, of_columns, columns), _not_kept(pairs)
 
@@ -93,7 +93,7 @@ def pair_logsumexp_backward(
     of_columns = (grad_columns, columns) if columns.numel() else ()
     pairs = _pairs(
         _side(x, row_bias, row_ids, grad_rows, rows), _side(y, column_bias, column_ids, *of_columns),
-        scale, EXPONENTIAL.value,
+        scale, LOG_SUM,
     )  # fmt: skip
     found = _gradients(pairs, to_x, to_y)
     return (
@@ -108,26 +108,26 @@ def pair_logsumexp_backward(
 def gram_logsumexp(z, scale, bias, ids, keep):
     """Log-sum-exps of rows [N]; scores are not kept."""
     side = _side(z, bias, _gram_ids(z, ids))
-    pairs = _pairs(side, side, scale, EXPONENTIAL.value)
+    pairs = _pairs(side, side, scale, LOG_SUM)
     return _sums(pairs)[0], _not_kept(pairs)
 
 
 def gram_logsumexp_backward(grad, log_sum, scores, z, scale, bias, ids):
     """Gradients of z, scale and bias."""
     side = _side(z, bias, _gram_ids(z, ids), grad, log_sum)
-    return _gram_gradients(_pairs(side, side, scale, EXPONENTIAL.value))[0]
+    return _gram_gradients(_pairs(side, side, scale, LOG_SUM))[0]
 
 
 def gram_pair_sum(z, scale, bias, shift, psi):
     """Sums of psi(shift_i + s_ij) over the other rows [N]."""
     side = _side(z, bias, _gram_ids(z, None), offset=shift)
-    return _sums(_pairs(side, side, scale, psi))[0]
+    return _sums(_pairs(side, side, scale, PSI[psi]))[0]
 
 
 def gram_pair_sum_backward(grad, z, scale, bias, shift, psi):
     """Gradients of z, scale, bias and shift."""
     side = _side(z, bias, _gram_ids(z, None), grad, shift)
-    gradients, own_weights = _gram_gradients(_pairs(side, side, scale, psi))
+    gradients, own_weights = _gram_gradients(_pairs(side, side, scale, PSI[psi]))
     return *gradients, own_weights
 
 
@@ -142,7 +142,7 @@ def _gram_gradients(pairs: Pairs):
 def sigmoid_pairs(x, y, scale, bias, row_ids, column_ids, gradients):
     """The loss [] and, if `gradients`, those of x, y, scale and bias."""
     rows = _side(x, bias.expand(len(x)), row_ids)
-    pairs = _pairs(rows, _side(y, None, column_ids), scale, LOGISTIC.value)
+    pairs = _pairs(rows, _side(y, None, column_ids), scale, SIGMOID_LOSS)
     if not gradients:
         loss = _total(_sums(pairs)[0])
         return loss, x.new_empty(0), y.new_empty(0), loss.new_empty(0), loss.new_empty(0)

@@ -33,6 +33,8 @@ from genssl_fast.kernels.random import random
 from genssl_fast.kernels.score import time_embedding
 from triton.backends.compiler import GPUTarget
 
+from tests.kernels.user_psi import USER_PSI
+
 ARCHITECTURES = (80, 90, 100)
 TYPE_NAMES = {
     torch.float32: "fp32",
@@ -222,9 +224,21 @@ def run_gram_logsumexp_backward(z):
     pairs.gram_logsumexp_backward(numbers, numbers, numbers[:1], z, numbers[0], numbers, None)
 
 
-def run_soft_triplet_backward(z):
+def run_pair_sum_backward(z, psi=0):
     numbers = torch.zeros(len(z), dtype=number_dtype(z))
-    pairs.gram_pair_sum_backward(numbers, z, numbers[0], numbers, numbers, 0)
+    pairs.gram_pair_sum_backward(numbers, z, numbers[0], numbers, numbers, psi)
+
+
+def run_user_sums(name):
+    def call(z):
+        numbers = torch.zeros(len(z), dtype=number_dtype(z))
+        pairs.gram_pair_sum(z, numbers[0], numbers, numbers, USER_PSI[name].number)
+
+    return call
+
+
+def run_user_backward(name):
+    return lambda z: run_pair_sum_backward(z, USER_PSI[name].number)
 
 
 def run_sigmoid(x):
@@ -255,12 +269,18 @@ PAIR_CASES = {
     "gradients": PairCase(ROW_GRADIENTS, run_gram_logsumexp_backward, 128, torch.bfloat16, 255, True),
     "gradients-fp16": PairCase(ROW_GRADIENTS, run_gram_logsumexp_backward, 128, torch.float16, 255, True),
     "gradients-fp32": PairCase(ROW_GRADIENTS, run_gram_logsumexp_backward, 64, torch.float32, 168),
-    "soft-triplet": PairCase(ROW_GRADIENTS, run_soft_triplet_backward, 128, torch.bfloat16, 255, True),
+    "soft-triplet": PairCase(ROW_GRADIENTS, run_pair_sum_backward, 128, torch.bfloat16, 255, True),
     "sigmoid": PairCase(ROW_GRADIENTS, run_sigmoid, 128, torch.bfloat16, 255, True),
     "sigmoid-ragged": PairCase(ROW_GRADIENTS, run_sigmoid, 255, torch.bfloat16, 255, True),
     "chunk-log-sums": PairCase(CHUNK_SUMS, run_gram_logsumexp, 256, torch.float32, 64),
     "chunk-log-sums-fp64": PairCase(CHUNK_SUMS, run_gram_logsumexp, 5, torch.float64, 128),
     "chunk-weights": PairCase(CHUNK_WEIGHTS, run_gram_logsumexp_backward, 256, torch.bfloat16, 112),
+    "user": PairCase(ROW_SUMS, run_user_sums("bell"), 64, torch.float32, 128),
+    "user-gradients": PairCase(ROW_GRADIENTS, run_user_backward("log_square"), 64, torch.float32, 168),
+    "user-gradients-typed": PairCase(ROW_GRADIENTS, run_user_backward("ramp"), 64, torch.float32, 168),
+    "chunk-user-fp64": PairCase(CHUNK_SUMS, run_user_sums("bell"), 5, torch.float64, 128),
+    "chunk-user-weights": PairCase(CHUNK_WEIGHTS, run_user_backward("bell"), 256, torch.float32, 112),
+    "chunk-user-weights-fp64": PairCase(CHUNK_WEIGHTS, run_user_backward("same"), 5, torch.float64, 255),
     "chunk-sigmoid": PairCase(CHUNK_WEIGHTS, run_sigmoid, 256, torch.bfloat16, 112),
     "chunk-sigmoid-fp64": PairCase(CHUNK_WEIGHTS, run_sigmoid, 5, torch.float64, 255),
 }

@@ -13,11 +13,12 @@ from tests.ops.test_contrastive import DTYPES, assert_same, both_gradients, rows
 
 def pair_of(phi, psi, epsilon=1.0):
     """The operation and its reference as functions of z, z_positive, log temperature and margin."""
+    function = psi.function if isinstance(psi, genssl_fast.Psi) else psi
     return (
         lambda z, p, t, m: genssl_fast.generalized_contrastive(
             z, p, phi, psi, temperature=t.exp(), margin=m, epsilon=epsilon
         ),
-        lambda z, p, t, m: plain.generalized_contrastive(z, p, phi, psi, t.exp(), m, epsilon),
+        lambda z, p, t, m: plain.generalized_contrastive(z, p, phi, function, t.exp(), m, epsilon),
     )
 
 
@@ -30,6 +31,10 @@ def raw_sum_backward(z, positive, temperature, margin):
     return raw_gram_pair_sum_backward, (z[:, 1].contiguous(), *arguments)
 
 
+def rounded(u):
+    return torch.sqrt(1 + u * u)
+
+
 INPUTS = rows(2, 2, scalars=[2.0, 0.3])
 ALL = (0, 1, 2, 3)
 
@@ -39,6 +44,7 @@ class TestGeneralizedContrastive(CompositeBattery):
         "soft_triplet": Case(*pair_of("log", "exponential"), INPUTS, ALL, None, DTYPES),
         "softplus": Case(*pair_of("identity", "softplus"), INPUTS, ALL, raw_sum, DTYPES),
         "sigmoid_log": Case(*pair_of("log", "sigmoid", 0.5), INPUTS, ALL, raw_sum_backward, DTYPES),
+        "user": Case(*pair_of("log", genssl_fast.Psi(rounded), 0.5), INPUTS, ALL, None, DTYPES),
     }
     errors = {
         "phi": (
@@ -166,6 +172,14 @@ def test_functions_of_a_user(monkeypatch):
     wanted = z[:3].clone().requires_grad_(), positive[:3].clone().requires_grad_()
     torch.autograd.gradcheck(ours, wanted)
     torch.autograd.gradgradcheck(ours, wanted)
+
+
+@pytest.mark.parametrize("psi", [genssl_fast.Psi(rounded), rounded], ids=["Psi", "function"])
+def test_functions_compute_in_the_precision_of_rows(psi):
+    z, positive = (t.float() for t in views(30, 8, 6))
+    expected = genssl_fast.generalized_contrastive(z, positive, "identity", psi)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(genssl_fast.generalized_contrastive(z, positive, "identity", psi), expected)
 
 
 def test_far_from_the_origin():

@@ -90,7 +90,7 @@ def sup_con(z, labels, temperature) -> Tensor:
 
 
 def generalized_contrastive(z, z_positive, phi, psi, temperature, margin, epsilon) -> Tensor:
-    """Σ_i φ(Σ_{j≠i} ψ(d_i − d_ij)) [] for a φ and a ψ of the menu."""
+    """Σ_i φ(Σ_{j≠i} ψ(d_i − d_ij)) [] for φ and ψ of the menu, or functions: ψ of (d_i − d_ij + margin)/τ."""
     z, z_positive, temperature, margin = widened(z, z_positive, temperature, margin)
     positive = (z - z_positive).square().sum(1)
     u = (positive[:, None] - squared_distances(z) + margin) / temperature
@@ -98,6 +98,9 @@ def generalized_contrastive(z, z_positive, phi, psi, temperature, margin, epsilo
     if psi == "exponential" and phi == "log":
         weight = torch.tensor(epsilon, dtype=z.dtype, device=z.device).log()
         return (temperature * torch.logaddexp(weight, logsumexp(without(u, itself), 1))).sum()
-    values = {"exponential": torch.exp, "linear": torch.clone}.get(psi) or PSI[psi][0]
+    menu = {"exponential": torch.exp, "linear": torch.clone} | {name: PSI[name][0] for name in PSI}
+    values = psi if callable(psi) else menu[psi]
     sums = values(u).masked_fill(itself, 0.0).sum(1)
+    if callable(phi):
+        return phi(sums).sum()
     return (temperature * torch.log(epsilon + sums) if phi == "log" else sums).sum()

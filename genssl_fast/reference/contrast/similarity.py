@@ -11,6 +11,7 @@ from torch.nn import functional
 from genssl_fast.reference.integrate import compute_dtype
 
 __all__ = [
+    "FUNCTIONS",
     "PSI",
     "gram_logsumexp",
     "gram_logsumexp_backward",
@@ -33,6 +34,7 @@ PSI = {
     "sigmoid": (torch.sigmoid, lambda u: torch.sigmoid(u) * torch.sigmoid(-u)),
     "quadratic": (torch.square, lambda u: 2 * u),
 }
+FUNCTIONS = dict(enumerate(PSI.values()))  # by number, as operations name them; users' own follow
 
 
 def widened(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -133,9 +135,9 @@ def gram_logsumexp_backward(grad, log_sum, scores, z, scale, bias, ids) -> tuple
 
 
 def gram_pair_sum(z, scale, bias, shift, psi) -> Tensor:
-    """Σ_{j≠i} ψ(shift_i + s_ij) [N]; ``psi`` is a position in :data:`PSI`."""
+    """Σ_{j≠i} ψ(shift_i + s_ij) [N]; ``psi`` is a number in :data:`FUNCTIONS`."""
     z, scale, bias, shift = widened(z, scale, bias, shift)
-    values = list(PSI.values())[psi][0](shift[:, None] + pair_logits(z, z, scale, bias, bias, None, None))
+    values = FUNCTIONS[psi][0](shift[:, None] + pair_logits(z, z, scale, bias, bias, None, None))
     return values.masked_fill(_diagonal(z), 0.0).sum(1)
 
 
@@ -143,7 +145,7 @@ def gram_pair_sum_backward(grad, z, scale, bias, shift, psi) -> tuple[Tensor, Te
     """Gradients of z, scale, bias and shift."""
     dtype = z.dtype
     z, scale, bias, shift = widened(z, scale, bias, shift)
-    slopes = list(PSI.values())[psi][1](shift[:, None] + pair_logits(z, z, scale, bias, bias, None, None))
+    slopes = FUNCTIONS[psi][1](shift[:, None] + pair_logits(z, z, scale, bias, bias, None, None))
     weights = (grad[:, None] * slopes).masked_fill(_diagonal(z), 0.0)
     return *_of_symmetric_weights(weights, z, scale, bias, dtype), weights.sum(1)
 
