@@ -67,14 +67,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pair_logsumexp_backward(
   Tensor sums_y = to_y ? problem.gradient_sums(shape.columns) : problem.nothing();
   Tensor to_row_bias = problem.vector(row_bias ? shape.rows : 0, 0.0);
   Tensor to_column_bias = problem.vector(column_bias ? shape.columns : 0, 0.0);
-  const LogSumExpBackwardArgs args{{problem.args(), data_of(sums_x, to_x), data_of(sums_y, to_y),
-                                    data_of(to_row_bias, row_bias.has_value()),
-                                    data_of(to_column_bias, column_bias.has_value())},
-                                   grad_rows.const_data_ptr(),
-                                   rows.const_data_ptr(),
-                                   both ? grad_columns.const_data_ptr() : nullptr,
-                                   columns.const_data_ptr(),
-                                   problem.kept(scores)};
+  const LogSumExpBackwardArgs args{
+      {problem.args(), data_of(sums_x, to_x), data_of(sums_y, to_y), problem.gradient_stride(),
+       data_of(to_row_bias, row_bias.has_value()),
+       data_of(to_column_bias, column_bias.has_value())},
+      grad_rows.const_data_ptr(),
+      rows.const_data_ptr(),
+      both ? grad_columns.const_data_ptr() : nullptr,
+      columns.const_data_ptr(),
+      problem.kept(scores)};
   problem.run([&](void* scratch, int64_t round, int64_t begin, int64_t end) {
     GENSSL_DISPATCH(logsumexp_pairs_backward)(args, scratch, round, begin, end);
   });
@@ -103,13 +104,13 @@ std::tuple<Tensor, Tensor, Tensor> gram_logsumexp_backward(Tensor grad, Tensor l
   grad = problem.numbers(grad, "grad", count, false);
   Tensor sums = problem.gradient_sums(count), to_bias = problem.vector(bias ? count : 0, 0.0);
   void* weights = data_of(to_bias, bias.has_value());
-  const LogSumExpBackwardArgs args{
-      {problem.args(), sums.mutable_data_ptr(), sums.mutable_data_ptr(), weights, weights},
-      grad.const_data_ptr(),
-      log_sum.const_data_ptr(),
-      grad.const_data_ptr(),
-      log_sum.const_data_ptr(),
-      problem.kept(scores)};
+  const LogSumExpBackwardArgs args{{problem.args(), sums.mutable_data_ptr(),
+                                    sums.mutable_data_ptr(), sums.size(1), weights, weights},
+                                   grad.const_data_ptr(),
+                                   log_sum.const_data_ptr(),
+                                   grad.const_data_ptr(),
+                                   log_sum.const_data_ptr(),
+                                   problem.kept(scores)};
   problem.run([&](void* scratch, int64_t round, int64_t begin, int64_t end) {
     GENSSL_DISPATCH(logsumexp_pairs_backward)(args, scratch, round, begin, end);
   });

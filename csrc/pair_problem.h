@@ -95,7 +95,7 @@ class PairProblem {
     args_.x = x_.const_data_ptr();
     args_.x_stride = depth;
     if (for_scores && conflicts(depth)) {
-      of_x.padded_stride = args_.x_stride = depth + 64 / static_cast<int64_t>(x_.element_size());
+      of_x.padded_stride = args_.x_stride = depth + line();
       args_.x = of_x.padded = scratch({rows, args_.x_stride});
     }
     if (for_scores) args_.y_panels = of_y.panels = scratch({panels_of(columns), depth});
@@ -144,12 +144,16 @@ class PairProblem {
     return scores.const_data_ptr();
   }
 
-  // Zeros for the gradient of x or y, in rows of whole panels.
+  // Zeros for the gradient of x or y.
   Tensor gradient_sums(int64_t rows) const {
-    const int64_t width = GENSSL_DISPATCH(panel_columns)(args_.is_double);
-    Tensor sums = new_empty(x_, {rows, ceil_div(shape().depth, width) * width}, type_);
+    Tensor sums = new_empty(x_, {rows, gradient_stride()}, type_);
     fill(sums, 0.0);
     return sums;
+  }
+  int64_t gradient_stride() const {
+    const int64_t width = GENSSL_DISPATCH(panel_columns)(args_.is_double);
+    const int64_t depth = ceil_div(shape().depth, width) * width;
+    return conflicts(depth) ? depth + line() : depth;
   }
 
   // scale * sums [rows, D] if it is wanted, and the sum of <sums, x> over all rows.
@@ -162,6 +166,7 @@ class PairProblem {
     std::vector<double> products(rows);
     const FinishPairsArgs args{args_.is_double,
                                sums.const_data_ptr(),
+                               sums.size(1),
                                source.const_data_ptr(),
                                depth,
                                scale_,
@@ -209,9 +214,9 @@ class PairProblem {
 
  private:
   // Rows whose distance is a multiple of 2 KiB share few sets of the first level cache.
-  bool conflicts(int64_t depth) const {
-    return depth * static_cast<int64_t>(x_.element_size()) % 2048 == 0;
-  }
+  bool conflicts(int64_t depth) const { return depth * number_size() % 2048 == 0; }
+  int64_t number_size() const { return args_.is_double ? 8 : 4; }
+  int64_t line() const { return 64 / number_size(); }
 
   PackPairsArgs pack_args(const Tensor& source) const {
     PackPairsArgs args{};

@@ -37,12 +37,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gram_pair_sum_backward(Tensor grad, T
   Tensor sums = problem.gradient_sums(count), to_shift = problem.vector(count, 0.0);
   Tensor to_bias = problem.vector(bias ? count : 0, 0.0);
   void* weights = bias ? to_bias.mutable_data_ptr() : nullptr;
-  const PairSumBackwardArgs args{
-      {problem.args(), sums.mutable_data_ptr(), sums.mutable_data_ptr(), weights, weights},
-      checked_psi(psi),
-      shift.const_data_ptr(),
-      grad.const_data_ptr(),
-      to_shift.mutable_data_ptr()};
+  const PairSumBackwardArgs args{{problem.args(), sums.mutable_data_ptr(), sums.mutable_data_ptr(),
+                                  sums.size(1), weights, weights},
+                                 checked_psi(psi),
+                                 shift.const_data_ptr(),
+                                 grad.const_data_ptr(),
+                                 to_shift.mutable_data_ptr()};
   problem.run([&](void* scratch, int64_t round, int64_t begin, int64_t end) {
     GENSSL_DISPATCH(pair_sum_backward)(args, scratch, round, begin, end);
   });

@@ -72,13 +72,18 @@ __attribute__((noinline)) void accumulate_tile(StridedRows<T> a, const T* panel,
       __builtin_prefetch(c + r * stride + v * size, 1);
     }
   }
+  // One pointer serves three rows: one for each would be more than there are registers.
+  constexpr int pointers = (ROWS + 2) / 3;
+  const T* row[pointers];
+  for (int i = 0; i < pointers; ++i) row[i] = a.data + 3 * i * a.row_stride;
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> weight[VECS];
     for (int v = 0; v < VECS; ++v) weight[v] = Vec<T>::load(panel + k * width + v * size);
     for (int r = 0; r < ROWS; ++r) {
-      const Vec<T> factor(a.data[r * a.row_stride + k * a.depth_stride]);
+      const Vec<T> factor(row[r / 3][r % 3 * a.row_stride]);
       for (int v = 0; v < VECS; ++v) sum[r][v] = fma(factor, weight[v], sum[r][v]);
     }
+    for (int i = 0; i < pointers; ++i) row[i] += a.depth_stride;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {

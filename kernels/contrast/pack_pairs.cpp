@@ -34,10 +34,9 @@ void run(const PackPairsArgs& args, int64_t begin, int64_t end) {
 
 template <class T>
 void finish(const FinishPairsArgs& args, int64_t begin, int64_t end) {
-  const int64_t stride = count_panels<T>(args.depth) * kPanelColumns<T>;
   const Vec<T> scale(static_cast<T>(args.scale));
   for (int64_t r = begin; r < end; ++r) {
-    const T *sums = typed<T>(args.sums) + r * stride, *x = typed<T>(args.x) + r * args.depth;
+    const T *sums = typed<T>(args.sums) + r * args.stride, *x = typed<T>(args.x) + r * args.depth;
     T* target = typed<T>(args.target) + r * args.depth;
     Vec<T> product(T(0));
     for (int64_t k = 0; k < args.depth; k += Vec<T>::size) {

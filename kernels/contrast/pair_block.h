@@ -30,7 +30,11 @@ using Id = typename IdOf<T>::type;
 template <class T>
 GENSSL_INLINE Ids<T> load_ids(const Id<T>* source, int64_t count) {
   Ids<T> ids{};
-  memcpy(&ids, source, (count < Vec<T>::size ? count : Vec<T>::size) * sizeof(Id<T>));
+  if (count >= Vec<T>::size) {
+    memcpy(&ids, source, sizeof ids);  // of constant size: no call
+  } else {
+    memcpy(&ids, source, count * sizeof(Id<T>));
+  }
   return ids;
 }
 template <class T>
@@ -130,16 +134,17 @@ inline void for_each_score(const PairArgs& args, const Block<T>& block, const El
 template <class T>
 inline void accumulate_gradients(const PairGradientArgs& args, const Block<T>& block, bool to_y) {
   const PairShape& shape = args.pairs.shape;
-  const int64_t stride = count_panels<T>(shape.depth) * kPanelColumns<T>;
   if (args.to_x) {
     const RowPanels<T> y{typed<T>(args.pairs.y_rows), shape.columns * kPanelColumns<T>};
     accumulate(StridedRows<T>{block.numbers, block.stride, 1}, block.rows(), block.columns(),
-               y.from(block.column), shape.depth, typed<T>(args.to_x) + block.row * stride, stride);
+               y.from(block.column), shape.depth, typed<T>(args.to_x) + block.row * args.stride,
+               args.stride);
   }
   if (to_y) {
     const RowPanels<T> x{typed<T>(args.pairs.x_rows), shape.rows * kPanelColumns<T>};
     accumulate(StridedRows<T>{block.numbers, 1, block.stride}, block.columns(), block.rows(),
-               x.from(block.row), shape.depth, typed<T>(args.to_y) + block.column * stride, stride);
+               x.from(block.row), shape.depth, typed<T>(args.to_y) + block.column * args.stride,
+               args.stride);
   }
 }
 

@@ -111,8 +111,9 @@ struct LogSumExpArgs {
 // Of every s. Gradients and their targets of columns are those of rows for gram.
 struct PairGradientArgs {
   PairArgs pairs;
-  void* to_x;  // [rows, whole panels of depth], not yet times scale, 0 at first; null: not wanted
+  void* to_x;  // [rows, stride], not yet times scale, 0 at first; null: not wanted
   void* to_y;
+  int64_t stride;     // whole panels of depth, or more
   void* row_weights;  // sum_j W_ij [rows], 0 at first; null: not wanted
   void* column_weights;
 };
@@ -163,8 +164,9 @@ struct PackPairsArgs {
 
 struct FinishPairsArgs {
   bool is_double;
-  const void* sums;  // [rows, whole panels of depth]
-  const void* x;     // [rows, depth]
+  const void* sums;  // [rows, stride]
+  int64_t stride;
+  const void* x;  // [rows, depth]
   int64_t depth;
   double scale;
   void* target;      // scale * sums [rows, depth]; null: not wanted
