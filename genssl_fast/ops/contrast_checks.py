@@ -57,7 +57,8 @@ def checked_number(name: str, value: float | Tensor, like: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise TypeError(f"{name}: expected a number or a tensor, got {type(value).__name__}")
-        check(math.isfinite(value), name, "a finite number", value)
+        # Not math.isfinite, which no torch.compile traces once a number has changed between calls.
+        check(-math.inf < value < math.inf, name, "a finite number", value)
         return torch.tensor(value, dtype=dtype, device=like.device)
     check_dtype(name, value)
     check(value.numel() == 1, name, "a number or a tensor of one", list(value.shape))

@@ -433,6 +433,24 @@ def test_blocks_of_every_shape(name):
             assert (ours - true).abs().max() <= 2e-5 * true.abs().max()
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda a, b, t: genssl_fast.nt_xent(a, b, t),
+        lambda a, b, t: genssl_fast.generalized_contrastive(a, b, "identity", "hinge", margin=t),
+        lambda a, b, t: genssl_fast.barlow_twins(a, b, weight=t),
+        lambda a, b, t: genssl_fast.vicreg(a, b, variance=t),
+    ],
+)
+def test_compiled_with_a_number_that_changes(loss):
+    """From the second value on torch.compile takes it for a symbol."""
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    a, b = views(5, 4, 0)
+    for number in (0.5, 0.4, 0.3):
+        torch.testing.assert_close(compiled(a, b, number), loss(a, b, number))
+
+
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
 def test_bound_on_mutual_information(correlation):
     """log N − InfoNCE is at most log N and, in expectation, the mutual information."""
