@@ -16,6 +16,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional
 
+from genssl_fast._autocast import without_autocast
 from genssl_fast._checks import check, check_number, check_shape
 from genssl_fast.ops import ring as rings
 from genssl_fast.ops.contrast_checks import (
@@ -266,12 +267,19 @@ def _negative_sums(query, negatives, scale, normalize, ring) -> Tensor:
     check(negatives.shape[-1] == query.shape[1], "negatives", f"D = {query.shape[1]}", negatives.shape[-1])
     negatives = unit_rows("negatives", negatives, normalize).to(query.dtype)
     if not shared:
-        logits = torch.einsum("nd,nmd->nm", *(t.to(compute_dtype(t.dtype)) for t in (query, negatives)))
+        logits = _products_with_own(query, negatives)
         return (logits * (scale[:, None] if scale.ndim else scale)).logsumexp(1)
     if scale.ndim:
         query, scale = query * scale[:, None], scale.new_ones(())
     negatives = negatives.to(query.dtype)
     return _pair_logsumexp(query, negatives, scale, None, None, False, ring, "negatives")[0]
+
+
+@without_autocast
+def _products_with_own(query: Tensor, negatives: Tensor) -> Tensor:
+    """⟨q_n, negative_nm⟩ [N, M] of each query with negatives [N, M, D] of its own."""
+    dtype = compute_dtype(query.dtype)
+    return torch.einsum("nd,nmd->nm", query.to(dtype), negatives.to(dtype))
 
 
 def moco_loss(

@@ -451,6 +451,15 @@ def test_compiled_with_a_number_that_changes(loss):
         torch.testing.assert_close(compiled(a, b, number), loss(a, b, number))
 
 
+def test_negatives_of_each_query_keep_their_digits_under_autocast():
+    query, key, negatives = torch.randn(6, 16), torch.randn(6, 16), torch.randn(6, 5, 16)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(genssl_fast.info_nce(query, key, negatives=negatives))
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
 def test_bound_on_mutual_information(correlation):
     """log N − InfoNCE is at most log N and, in expectation, the mutual information."""
