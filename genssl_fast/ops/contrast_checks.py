@@ -14,6 +14,7 @@ from genssl_fast._checks import (
     check_tensor,
     values_are_checked,
 )
+from genssl_fast.ops.fixed_sums import mean, total
 from genssl_fast.reference.integrate import compute_dtype
 
 __all__ = ["checked_ids", "checked_matrix", "checked_number", "inverse_temperature", "reduced", "unit_rows"]
@@ -105,6 +106,6 @@ def reduced(losses: Tensor, reduction: str, ring=None) -> Tensor:
     if reduction == "none":
         return losses
     if ring is None:
-        return losses.mean() if reduction == "mean" else losses.sum()
-    total = ring.total(losses.sum())
-    return total / ring.count if reduction == "mean" else total
+        return mean(losses) if reduction == "mean" else total(losses)
+    found = ring.total(total(losses))
+    return found / ring.count if reduction == "mean" else found

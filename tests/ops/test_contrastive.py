@@ -433,6 +433,42 @@ def test_blocks_of_every_shape(name):
             assert (ours - true).abs().max() <= 2e-5 * true.abs().max()
 
 
+MANY = 40_000  # rows whose sum PyTorch splits among threads
+OF_MANY_ROWS = {
+    "rows": ((MANY, 2), lambda a, b, t: genssl_fast.info_nce(a, b, t, negatives=a[:9], in_batch=False)),
+    "own negatives": (
+        (MANY // 8, 2),
+        lambda a, b, t: genssl_fast.info_nce(a, b, t, negatives=b.view(-1, 1, 2).expand(-1, 9, -1)),
+    ),
+    "classes": (
+        (1000, 64),
+        lambda a, b, t: genssl_fast.sup_con(a + b, torch.arange(len(a)) % 7, t, base_temperature=0.07),
+    ),
+    "hinge": (
+        (600, 64),
+        lambda a, b, t: genssl_fast.generalized_contrastive(a, b, "identity", "hinge", temperature=t),
+    ),
+    "distances": ((600, 64), lambda a, b, t: genssl_fast.info_nce_distance(a, b, t)),
+}
+
+
+@pytest.mark.parametrize("name", OF_MANY_ROWS)
+def test_same_bits_for_any_number_of_threads(name):
+    """Also the gradients of numbers; and in every run, where atomics would add up those of an index."""
+    (shape, loss), found = OF_MANY_ROWS[name], []
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 3, 3, 3):
+            torch.set_num_threads(count)
+            found.append(both_gradients(loss, a, b, torch.tensor(0.7)))
+    finally:
+        torch.set_num_threads(threads)
+    for again in found[1:]:
+        assert all(map(torch.equal, found[0], again))
+
+
 @pytest.mark.parametrize(
     "loss",
     [
