@@ -194,7 +194,12 @@ class SupConLoss(_PairLoss):
         if positives == 0 or negatives == 0 or (positives <= 1 and negatives <= 1):
             return None, None
         positive = logits.sum_of_positives(pairs) / count.clamp_min(1)
-        losses = torch.where(count > 0, logits.log_sum_of_others(pairs) - positive, 0.0)
+        losses = torch.zeros_like(positive)
+        if int(count.max()) > 1:
+            losses = torch.where(count > 1, logits.log_sum_of_others(pairs) - positive, losses)
+        if bool((count == 1).any()):
+            of_one = with_positive(logits.log_sum_of_negatives(pairs) - positive)
+            losses = torch.where(count == 1, _rounded(of_one), losses)
         return losses, torch.arange(logits.num_rows, device=losses.device)
 
     def _of_pairs(self, logits, anchors, positives, negative_anchors, negatives):
@@ -320,6 +325,11 @@ class _Matrix:
 
     def _itself(self) -> Tensor:
         return torch.eye(self.num_rows, dtype=torch.bool, device=self.logits.device)
+
+
+def _rounded(losses: Tensor) -> Tensor:
+    """0 where log(1 + x) is of a sum that rounds to 1: whether it is decides what the default mean counts."""
+    return torch.where(losses <= torch.finfo(losses.dtype).eps / 2, 0.0, losses)
 
 
 def _of_one_class(pairs: _LabelPairs) -> Tensor:
