@@ -17,6 +17,7 @@ from genssl_fast._checks import check, check_shape
 from genssl_fast.ops.contrast_checks import checked_ids, checked_matrix, checked_number
 from genssl_fast.ops.contrastive import nt_xent_rows, view_logits, with_positive
 from genssl_fast.ops.decorrelation import barlow_twins, vicreg
+from genssl_fast.ops.fixed_sums import mean, times, total
 from genssl_fast.ops.ring import Ring
 from genssl_fast.ops.similarity import pair_logsumexp
 from genssl_fast.ops.sinkhorn import sinkhorn
@@ -128,9 +129,9 @@ class NTXentLoss(nn.Module):
         negatives = bank.T.to(first)
         check(negatives.shape[1] == first.shape[1], "out0", f"D = {negatives.shape[1]} of the memory bank",
               first.shape[1])  # fmt: skip
-        positive = scale * (first * second).sum(1)
+        positive = times(scale, (first * second).sum(1))
         log_sum, _ = pair_logsumexp(first, negatives, scale, None, None, None, None, False)
-        return with_positive(log_sum - positive).mean()
+        return mean(with_positive(log_sum - positive))
 
 
 def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:
@@ -383,7 +384,7 @@ def _mean_of_views(module, first: Tensor, second: Tensor, scale: Tensor, losses:
         ring = Ring(True, {"rows": (first, second)}, (scale,), {"loss": type(module).__name__})
     start = 0 if ring is None else ring.offset("rows")
     found = losses(checked_ids("ids", None, len(first), first.device, start), ring)
-    return found.mean() if ring is None else found.sum() * (ring.size / ring.count)
+    return mean(found) if ring is None else total(found) * (ring.size / ring.count)
 
 
 def _world_size() -> int:

@@ -14,6 +14,7 @@ from genssl_fast._checks import check, check_choice, check_shape
 from genssl_fast.ops import ring as rings
 from genssl_fast.ops.contrast_checks import checked_ids, checked_matrix, checked_number, unit_rows
 from genssl_fast.ops.contrastive import clip_loss, clip_rows, products_of_rows, siglip_loss, with_positive
+from genssl_fast.ops.fixed_sums import times, total
 from genssl_fast.ops.ring import Ring
 
 __all__ = ["ClipLoss", "SigLipLoss"]
@@ -83,7 +84,7 @@ class ClipLoss(nn.Module):
         else:
             of_images = _rows_alone(image, text.detach(), scale, ids, ring)
             of_texts = _rows_alone(text, image.detach(), scale, ids, ring)
-        loss = (of_images + of_texts).sum() * (ring.size / ring.count / 2)
+        loss = total(of_images + of_texts) * (ring.size / ring.count / 2)
         return loss if bias is None else loss + 0 * checked_number("logit_bias", bias, image)
 
 
@@ -155,7 +156,7 @@ class _GradientTimes(torch.autograd.Function):
 def _rows_alone(x: Tensor, y: Tensor, scale: Tensor, ids: Tensor, ring: Ring) -> Tensor:
     """Losses [N] of the rows of x, which are to find theirs of y."""
     log_sum, _ = rings.pair_logsumexp(x, y, scale, None, None, ids, ids, False, ring)
-    return with_positive(log_sum - scale * products_of_rows(x, y))
+    return with_positive(log_sum - times(scale, products_of_rows(x, y)))
 
 
 def _ring(loss: str, image, text, scale, rank: int, world_size: int) -> tuple[Tensor, Ring]:

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from genssl_fast._checks import check, check_dtype
 from genssl_fast.ops.contrast_checks import checked_ids, checked_matrix, checked_number
 from genssl_fast.ops.contrastive import products_of_rows, with_positive
+from genssl_fast.ops.fixed_sums import mean, times, total
 from genssl_fast.ops.similarity import gram_logsumexp, pair_logsumexp
 from genssl_fast.reference.integrate import compute_dtype
 
@@ -162,11 +163,11 @@ class NTXentLoss(_PairLoss):
     def _losses(self, log_sum, logits, anchors, positives):
         """log(1 + Σ e^(s_an − s_ap)) of each positive pair."""
         of_positives = logits.of(anchors, positives)
-        return with_positive(log_sum[anchors] - of_positives), (anchors, positives)
+        return with_positive(log_sum.index_select(0, anchors) - of_positives), (anchors, positives)
 
     @staticmethod
     def _mean_of(losses: Tensor) -> Tensor:
-        return losses.mean()
+        return mean(losses)
 
 
 class SupConLoss(_PairLoss):
@@ -189,11 +190,16 @@ class SupConLoss(_PairLoss):
     def _of_labels(self, logits: "_Products | _Matrix", pairs: "_LabelPairs"):
         count = pairs.counts()
         negatives = pairs.num_negatives()
-        total = int(count.sum())
-        if total == 0 or negatives == 0 or (total <= 1 and negatives <= 1):
+        positives = int(count.sum())
+        if positives == 0 or negatives == 0 or (positives <= 1 and negatives <= 1):
             return None, None
         positive = logits.sum_of_positives(pairs) / count.clamp_min(1)
-        losses = torch.where(count > 0, logits.log_sum_of_others(pairs) - positive, 0.0)
+        losses = torch.zeros_like(positive)
+        if int(count.max()) > 1:
+            losses = torch.where(count > 1, logits.log_sum_of_others(pairs) - positive, losses)
+        if bool((count == 1).any()):
+            of_one = with_positive(logits.log_sum_of_negatives(pairs) - positive)
+            losses = torch.where(count == 1, _rounded(of_one), losses)
         return losses, torch.arange(logits.num_rows, device=losses.device)
 
     def _of_pairs(self, logits, anchors, positives, negative_anchors, negatives):
@@ -215,7 +221,7 @@ class SupConLoss(_PairLoss):
     def _mean_of(losses: Tensor) -> Tensor:
         """Of those greater than 0."""
         counted = losses > 0
-        return torch.where(counted, losses, 0.0).sum() / counted.sum().clamp_min(1)
+        return total(torch.where(counted, losses, 0.0)) / counted.sum().clamp_min(1)
 
 
 class _LabelPairs:
@@ -269,7 +275,7 @@ class _Products:
 
     def of(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The logit [P] of each pair."""
-        return self.scale * _pair_products(self.x, self.y, rows, columns)
+        return times(self.scale, _pair_products(self.x, self.y, rows, columns))
 
     def log_sum_of_negatives(self, pairs: _LabelPairs) -> Tensor:
         """log Σ e^logit [N] over the columns of other classes."""
@@ -287,8 +293,8 @@ class _Products:
     def sum_of_positives(self, pairs: _LabelPairs) -> Tensor:
         """The sum [N] over the columns of the row's class, by the sum of each class."""
         y, rows, columns = self.y, pairs.rows.long(), pairs.columns.long()
-        sums = y.new_zeros(pairs.classes, y.shape[1]).index_add(0, columns, y)[rows]
-        return self.scale * products_of_rows(self.x, sums - y if pairs.same else sums)
+        sums = y.new_zeros(pairs.classes, y.shape[1]).index_add(0, columns, y).index_select(0, rows)
+        return times(self.scale, products_of_rows(self.x, sums - y if pairs.same else sums))
 
     def _log_sum(self, rows, columns) -> Tensor:
         return pair_logsumexp(self.x, self.y, self.scale, None, None, rows, columns, False)[0]
@@ -319,6 +325,11 @@ class _Matrix:
 
     def _itself(self) -> Tensor:
         return torch.eye(self.num_rows, dtype=torch.bool, device=self.logits.device)
+
+
+def _rounded(losses: Tensor) -> Tensor:
+    """0 where log(1 + x) is of a sum that rounds to 1: whether it is decides what the default mean counts."""
+    return torch.where(losses <= torch.finfo(losses.dtype).eps / 2, 0.0, losses)
 
 
 def _of_one_class(pairs: _LabelPairs) -> Tensor:
@@ -358,7 +369,8 @@ def _pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tenso
     """⟨x_i, y_j⟩ [P] of pairs of indices; rows [P, D] are gathered in parts, and again for gradients."""
 
     def products(x, y, rows, columns):
-        return (x[rows] * y[columns]).sum(1)
+        # Their gradients are added up in order, unlike those of x[rows].
+        return (x.index_select(0, rows) * y.index_select(0, columns)).sum(1)
 
     at_once = max(PRODUCTS_AT_ONCE // x.shape[1], 1)
     if len(rows) <= at_once:

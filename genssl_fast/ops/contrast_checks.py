@@ -14,6 +14,7 @@ from genssl_fast._checks import (
     check_tensor,
     values_are_checked,
 )
+from genssl_fast.ops.fixed_sums import mean, total
 from genssl_fast.reference.integrate import compute_dtype
 
 __all__ = ["checked_ids", "checked_matrix", "checked_number", "inverse_temperature", "reduced", "unit_rows"]
@@ -57,7 +58,8 @@ def checked_number(name: str, value: float | Tensor, like: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise TypeError(f"{name}: expected a number or a tensor, got {type(value).__name__}")
-        check(math.isfinite(value), name, "a finite number", value)
+        # Not math.isfinite, which no torch.compile traces once a number has changed between calls.
+        check(-math.inf < value < math.inf, name, "a finite number", value)
         return torch.tensor(value, dtype=dtype, device=like.device)
     check_dtype(name, value)
     check(value.numel() == 1, name, "a number or a tensor of one", list(value.shape))
@@ -104,6 +106,6 @@ def reduced(losses: Tensor, reduction: str, ring=None) -> Tensor:
     if reduction == "none":
         return losses
     if ring is None:
-        return losses.mean() if reduction == "mean" else losses.sum()
-    total = ring.total(losses.sum())
-    return total / ring.count if reduction == "mean" else total
+        return mean(losses) if reduction == "mean" else total(losses)
+    found = ring.total(total(losses))
+    return found / ring.count if reduction == "mean" else found

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional
 
+from genssl_fast._autocast import without_autocast
 from genssl_fast._checks import check, check_number, check_shape
 from genssl_fast.ops import ring as rings
 from genssl_fast.ops.contrast_checks import (
@@ -26,6 +27,8 @@ from genssl_fast.ops.contrast_checks import (
     reduced,
     unit_rows,
 )
+from genssl_fast.ops.fixed_sums import times
+from genssl_fast.ops.nearest_code import class_sums
 from genssl_fast.ops.ring import Ring
 from genssl_fast.ops.similarity import gram_logsumexp, pair_logsumexp, sigmoid_pairs
 from genssl_fast.reference.integrate import compute_dtype
@@ -111,7 +114,7 @@ def view_logits(
     first: Tensor, second: Tensor, scale: Tensor, ids: Tensor, ring: Ring | None = None
 ) -> tuple[Tensor, Tensor]:
     """Logits of the positives [N], and log-sum-exps of the others [2N], of ``first`` first."""
-    positive = scale * products_of_rows(first, second)
+    positive = times(scale, products_of_rows(first, second))
     z, ids = torch.cat([first, second]), ids.repeat(2)
     if scale.ndim:
         scaled = z * scale.repeat(2)[:, None]
@@ -233,7 +236,7 @@ def info_nce(
     scale = _scale_of_rows(scale, len(query), ring)
     ids = checked_ids("ids", ids, len(query), query.device, _first_id(ring))
     query, key = unit_rows("query", query, normalize), unit_rows("key", key, normalize)
-    positive = scale * products_of_rows(query, key)
+    positive = times(scale, products_of_rows(query, key))
     sums = []
     if in_batch:
         rows, columns = _in_batch_sums(query, key, scale, ids, symmetric, ring)
@@ -266,12 +269,18 @@ def _negative_sums(query, negatives, scale, normalize, ring) -> Tensor:
     check(negatives.shape[-1] == query.shape[1], "negatives", f"D = {query.shape[1]}", negatives.shape[-1])
     negatives = unit_rows("negatives", negatives, normalize).to(query.dtype)
     if not shared:
-        logits = torch.einsum("nd,nmd->nm", *(t.to(compute_dtype(t.dtype)) for t in (query, negatives)))
-        return (logits * (scale[:, None] if scale.ndim else scale)).logsumexp(1)
+        return times(scale, _products_with_own(query, negatives)).logsumexp(1)
     if scale.ndim:
         query, scale = query * scale[:, None], scale.new_ones(())
     negatives = negatives.to(query.dtype)
     return _pair_logsumexp(query, negatives, scale, None, None, False, ring, "negatives")[0]
+
+
+@without_autocast
+def _products_with_own(query: Tensor, negatives: Tensor) -> Tensor:
+    """⟨q_n, negative_nm⟩ [N, M] of each query with negatives [N, M, D] of its own."""
+    dtype = compute_dtype(query.dtype)
+    return torch.einsum("nd,nmd->nm", query.to(dtype), negatives.to(dtype))
 
 
 def moco_loss(
@@ -323,7 +332,7 @@ def moco_loss(
     ring = _ring(group, "moco_loss", {"rows": (query,)}, scale, same)
     query, key = unit_rows("query", query, normalize), unit_rows("key", key.detach(), normalize)
     negatives = _negative_sums(query, queue.detach(), scale, False, None)
-    losses = with_positive(negatives - scale * products_of_rows(query, key))
+    losses = with_positive(negatives - times(scale, products_of_rows(query, key)))
     return reduced(losses, reduction, ring)
 
 
@@ -386,7 +395,7 @@ def clip_rows(
     image: Tensor, text: Tensor, scale: Tensor, ids: Tensor, ring: Ring | None
 ) -> tuple[Tensor, Tensor]:
     """The losses of images [N] and of texts [N]."""
-    positive = scale * products_of_rows(image, text)
+    positive = times(scale, products_of_rows(image, text))
     rows, columns = _pair_logsumexp(image, text, scale, ids, ids, True, ring)
     return with_positive(rows - positive), with_positive(columns - positive)
 
@@ -505,10 +514,10 @@ def sup_con(
     z = unit_rows("z", z, normalize)
     log_sum = _gram_logsumexp(z, scale, None, ring)
     others, count = _sums_of_class(z.to(scale.dtype), labels, ring)
-    positive = scale * products_of_rows(z, others) / count.clamp_min(1)
+    positive = times(scale, products_of_rows(z, others)) / count.clamp_min(1)
     losses = torch.where(count > 0, log_sum - positive, 0.0)
     if base_temperature is not None:
-        losses = losses / (scale * base_temperature)
+        losses = times(1 / (scale * base_temperature), losses)
     return reduced(losses, reduction, ring)
 
 
@@ -520,6 +529,5 @@ def _sums_of_class(z: Tensor, labels: Tensor, ring: Ring | None) -> tuple[Tensor
     order = labels.argsort(stable=True)
     begins = functional.pad(labels[order].diff() != 0, (1, 0))
     place = torch.empty_like(order).scatter_(0, order, begins.cumsum(0))
-    sums = torch.zeros_like(z).index_add(0, place, z)
     counts = z.new_zeros(len(z)).index_add(0, place, z.new_ones(len(z)))
-    return sums[place] - z, counts[place] - 1
+    return class_sums(z, place) - z, counts[place] - 1

@@ -278,6 +278,6 @@ def _ring(group, z1: Tensor, z2: Tensor, same: dict[str, object]) -> Ring:
 def _checked_number(name: str, value, positive: bool = False) -> float:
     check_number(name, value)
     least = "greater than 0" if positive else "at least 0"
-    in_range = value > 0 if positive else value >= 0
-    check(in_range and math.isfinite(value), name, f"a finite number {least}", value)
+    in_range = 0 < value < math.inf if positive else 0 <= value < math.inf
+    check(in_range, name, f"a finite number {least}", value)
     return float(value)

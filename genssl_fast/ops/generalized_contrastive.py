@@ -18,6 +18,7 @@ from genssl_fast.ops.contrast_checks import (
     reduced,
 )
 from genssl_fast.ops.contrastive import checked_log_epsilon, with_positive
+from genssl_fast.ops.fixed_sums import times, total
 from genssl_fast.ops.psi import Psi
 from genssl_fast.ops.ring import Ring
 from genssl_fast.ops.similarity import gram_logsumexp, gram_pair_sum
@@ -161,12 +162,13 @@ def generalized_contrastive(
             check_choice("psi", psi, PSIS)
         # In units in which τ is 1: then no large terms cancel in its gradient.
         root = scale.sqrt()
-        z, z_positive = z * root, z_positive * root
-        shift = _squares(z - z_positive) + scale * margin
+        z, z_positive = times(root, z), times(root, z_positive)
+        near = _squares(z - z_positive)
+        shift = near + times(scale * margin, torch.ones_like(near))
         if psi == "exponential":
             log_sums = shift + _log_sums(z, ring)
             if phi == "log":
-                return reduced(with_positive(log_sums, log_epsilon) / scale, "sum", ring)
+                return reduced(times(1 / scale, with_positive(log_sums, log_epsilon)), "sum", ring)
             sums = log_sums.exp()
         elif psi == "linear":
             sums = _linear_sums(z, shift, ring)
@@ -175,8 +177,8 @@ def generalized_contrastive(
         else:
             sums = gram_pair_sum(z, z.new_tensor(2.0), -_squares(z), shift, psi)
     if callable(phi):
-        return phi(sums).sum()
-    return reduced(torch.log(epsilon + sums) / scale if phi == "log" else sums, "sum", ring)
+        return total(phi(sums))
+    return reduced(times(1 / scale, torch.log(epsilon + sums)) if phi == "log" else sums, "sum", ring)
 
 
 def _ring(group, tensors: tuple[Tensor, ...], same: dict) -> Ring | None:

@@ -16,6 +16,7 @@ from genssl_fast._checks import (
     values_are_checked,
 )
 from genssl_fast._random import Stream, fold_seed, step_counter
+from genssl_fast.ops.fixed_sums import total
 from genssl_fast.ops.nearest_code import nearest_code
 from genssl_fast.ops.random import random_uniform
 from genssl_fast.reference.integrate import compute_dtype
@@ -101,11 +102,11 @@ def kmeans(
     while done < iterations:
         found = nearest_code(x, centers, sums=True, weights=weights)
         moved = scale(_means(found.counts, found.sums, centers, empty))
-        shift, centers, done = (moved - centers).square().sum(), moved, done + 1
+        shift, centers, done = total((moved - centers).square()), moved, done + 1
         if limit is not None and bool(shift <= limit):
             break
     indices, distances, _, _ = nearest_code(x, centers)
-    inertia = (distances if weights is None else weights * distances).sum(dtype=torch.float64)
+    inertia = total((distances if weights is None else weights * distances).double())
     return KMeans(centers, indices, distances, inertia.to(x.dtype), done)
 
 

@@ -91,6 +91,29 @@ def _sums_jvp(inputs, outputs, tangents):
 _code_sums = differentiable(raw_code_sums, backward=_sums_backward, jvp=_sums_jvp)
 
 
+def _class_sums_of_code_sums(z: Tensor, classes: Tensor) -> Tensor:
+    return raw_code_sums(z, classes, None, len(z))[1][classes]
+
+
+raw_class_sums = define(
+    "_class_sums(Tensor z, Tensor classes) -> Tensor",
+    reference=_class_sums_of_code_sums,
+    fake=lambda z, classes: z.new_empty(z.shape, dtype=compute_dtype(z.dtype)),
+    has_kernels=False,
+)
+# Its own transpose. By autograd the gradient of an index would be added up by atomics.
+_class_sums = differentiable(
+    raw_class_sums,
+    backward=lambda inputs, outputs, grads: {"z": _class_sums(grads[0], inputs.classes)},
+    jvp=lambda inputs, outputs, tangents: _class_sums(tangents.z, inputs.classes),
+)
+
+
+def class_sums(z: Tensor, classes: Tensor) -> Tensor:
+    """For every row of z [N, D] the sum of the rows of its class, an int64 from 0 to N − 1."""
+    return _class_sums(z, classes)
+
+
 def _differences(inputs, indices: Tensor) -> Tensor:
     """x_n − c_index [N, D] in the type of the distances."""
     dtype = compute_dtype(inputs.x.dtype)

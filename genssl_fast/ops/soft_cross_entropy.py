@@ -19,6 +19,7 @@ from genssl_fast._checks import (
     values_are_checked,
 )
 from genssl_fast._library import define, implement_triton
+from genssl_fast.ops.fixed_sums import mean, total
 from genssl_fast.reference.integrate import compute_dtype
 
 __all__ = ["dino_loss", "soft_cross_entropy", "update_center"]
@@ -74,11 +75,11 @@ def _backward(inputs, outputs, grads):
     to_student, student_slope, to_teacher, teacher_slope = found
     gradients = {
         "student": to_student,
-        "student_temperature": -student_slope.sum() / inputs.student_temperature,
+        "student_temperature": -total(student_slope) / inputs.student_temperature,
     }
     if inputs.teacher_moves:
         gradients["teacher"] = to_teacher.to(inputs.teacher.dtype)
-        gradients["teacher_temperature"] = -teacher_slope.sum() / inputs.teacher_temperature
+        gradients["teacher_temperature"] = -total(teacher_slope) / inputs.teacher_temperature
         if inputs.center is not None:
             gradients["center"] = -to_teacher.sum((0, 1))
     return gradients
@@ -151,7 +152,7 @@ def soft_cross_entropy(
     student, teacher = (t.reshape(1, rows.numel(), columns) for t in (student_logits, teacher_logits))
     losses = _losses(student, teacher, center, student_temperature, teacher_temperature).reshape(rows)
     losses = losses if weights is None else losses * weights
-    return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+    return losses if reduction == "none" else mean(losses) if reduction == "mean" else total(losses)
 
 
 def dino_loss(
@@ -204,7 +205,7 @@ def dino_loss(
     pairs = teachers * students - min(teachers, students)
     check(pairs > 0, "student_logits, teacher_logits", "at least two views", f"{students} and {teachers}")
     different = 1 - torch.eye(teachers, students, dtype=losses.dtype, device=losses.device)
-    return (losses * different[..., None]).sum() / (pairs * samples)
+    return total(losses * different[..., None]) / (pairs * samples)
 
 
 @torch.no_grad()

@@ -50,9 +50,10 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name in ("crop", "contrast"):
-            low, high = values = tuple(getattr(self, name))
+            values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)
-            check(0 < low <= high, name, "two positive numbers in ascending order", list(values))
+            in_order = len(values) == 2 and 0 < values[0] <= values[1]
+            check(in_order, name, "two positive numbers in ascending order", list(values))
         for name in ("flip", "invert", "blur"):
             value = getattr(self, name)
             check(0 <= value <= 1, name, "a probability", value)

@@ -62,7 +62,8 @@ class MoCo(Method):
         self.queue.check_fits(len(both))
         query, self._keys = self._project(both), self.teacher(both)
         swapped = torch.cat(self._keys.chunk(2)[::-1])
-        return moco_loss(query, swapped, self.queue.rows, self.temperature)
+        rows = self.queue.rows  # in fp32 under autocast, too
+        return moco_loss(query.to(rows.dtype), swapped.to(rows.dtype), rows, self.temperature)
 
     def after_step(self, progress: float = 0.0) -> None:
         super().after_step(progress)

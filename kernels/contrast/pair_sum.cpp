@@ -6,7 +6,7 @@ namespace {
 template <class T, Psi PSI>
 GENSSL_INLINE Vec<T> psi_of(Vec<T> u) {
   if constexpr (PSI == Psi::softplus) return softplus(u);
-  if constexpr (PSI == Psi::hinge) return max(Vec<T>(T(0)), u);
+  if constexpr (PSI == Psi::hinge) return max(u, Vec<T>(T(0)));  // a NaN stays
   if constexpr (PSI == Psi::sigmoid) return sigmoid(u);
   return u * u;
 }

@@ -319,7 +319,8 @@ struct Gradients {
       } else {
         lanes.write(target, gradient);
       }
-      slope = fma(gradient, inside(difference, lanes, T(0)), slope);
+      // Past the end of the row a gradient may overflow, and infinity times 0 would be no number.
+      slope = fma(inside(gradient, lanes, T(0)), difference, slope);
     });
     student_slope[s] += double(sum_of_lanes(slope));
   }

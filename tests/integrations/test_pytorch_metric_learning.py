@@ -155,6 +155,22 @@ def test_distances_of_all_pairs(name, distance):
         same(name, options, x, one_class)
 
 
+@pytest.mark.parametrize("copies", [2, 3])
+@pytest.mark.parametrize("temperature", [0.1, 0.02, 0.01])
+def test_solved_rows_count_as_there(temperature, copies):
+    """The mean is over losses above 0; of a row that finds its one positive it is 0 in fp32, not noise."""
+    centers = drawn(20, 64, seed=0).repeat_interleave(copies, 0)
+    x = (centers + 0.05 * drawn(20 * copies, 64, seed=1)).float()
+    x[:8] = drawn(8, 64, seed=2).float()  # have not found theirs
+    labels = torch.arange(20).repeat_interleave(copies)
+    found = []
+    for module in (ours, losses):
+        z = x.clone().requires_grad_()
+        loss = module.SupConLoss(temperature)(z, labels)
+        found.append((loss, *torch.autograd.grad(loss, z)))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("distance", [None, distances.LpDistance()])
 @over_losses
 def test_embeddings_that_are_their_own_references(name, distance):

@@ -433,6 +433,69 @@ def test_blocks_of_every_shape(name):
             assert (ours - true).abs().max() <= 2e-5 * true.abs().max()
 
 
+MANY = 40_000  # rows whose sum PyTorch splits among threads
+OF_MANY_ROWS = {
+    "rows": ((MANY, 2), lambda a, b, t: genssl_fast.info_nce(a, b, t, negatives=a[:9], in_batch=False)),
+    "own negatives": (
+        (MANY // 8, 2),
+        lambda a, b, t: genssl_fast.info_nce(a, b, t, negatives=b.view(-1, 1, 2).expand(-1, 9, -1)),
+    ),
+    "classes": (
+        (1000, 64),
+        lambda a, b, t: genssl_fast.sup_con(a + b, torch.arange(len(a)) % 7, t, base_temperature=0.07),
+    ),
+    "hinge": (
+        (600, 64),
+        lambda a, b, t: genssl_fast.generalized_contrastive(a, b, "identity", "hinge", temperature=t),
+    ),
+    "distances": ((600, 64), lambda a, b, t: genssl_fast.info_nce_distance(a, b, t)),
+}
+
+
+@pytest.mark.parametrize("name", OF_MANY_ROWS)
+def test_same_bits_for_any_number_of_threads(name):
+    """Also the gradients of numbers; and in every run, where atomics would add up those of an index."""
+    (shape, loss), found = OF_MANY_ROWS[name], []
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 3, 3, 3):
+            torch.set_num_threads(count)
+            found.append(both_gradients(loss, a, b, torch.tensor(0.7)))
+    finally:
+        torch.set_num_threads(threads)
+    for again in found[1:]:
+        assert all(map(torch.equal, found[0], again))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda a, b, t: genssl_fast.nt_xent(a, b, t),
+        lambda a, b, t: genssl_fast.generalized_contrastive(a, b, "identity", "hinge", margin=t),
+        lambda a, b, t: genssl_fast.barlow_twins(a, b, weight=t),
+        lambda a, b, t: genssl_fast.vicreg(a, b, variance=t),
+    ],
+)
+def test_compiled_with_a_number_that_changes(loss):
+    """From the second value on torch.compile takes it for a symbol."""
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    a, b = views(5, 4, 0)
+    for number in (0.5, 0.4, 0.3):
+        torch.testing.assert_close(compiled(a, b, number), loss(a, b, number))
+
+
+def test_negatives_of_each_query_keep_their_digits_under_autocast():
+    query, key, negatives = torch.randn(6, 16), torch.randn(6, 16), torch.randn(6, 5, 16)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(genssl_fast.info_nce(query, key, negatives=negatives))
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
 def test_bound_on_mutual_information(correlation):
     """log N − InfoNCE is at most log N and, in expectation, the mutual information."""

@@ -192,6 +192,14 @@ def test_far_from_the_origin():
     assert abs(far - near) <= 1e-3 * abs(near)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("psi", ["exponential", "softplus", "hinge", "sigmoid", "quadratic", "linear"])
+def test_no_number_stays_none(psi, dtype):
+    z, positive = (t.to(dtype) for t in views(20, 3, 9))
+    z[7, 1] = torch.nan
+    assert genssl_fast.generalized_contrastive(z, positive, "identity", psi).isnan()
+
+
 def test_huge_differences_are_finite():
     z, positive = views(6, 3, 8)
     value, *grads = both_gradients(genssl_fast.info_nce_distance, 100 * z.float(), -100 * positive.float())

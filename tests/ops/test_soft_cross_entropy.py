@@ -213,6 +213,23 @@ def test_large_logits(scale):
     assert_equals_fp64((student, teacher, None, *SHARP))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [1, 2, 19])
+def test_temperature_of_low_logits(dtype, columns):
+    """e^(0 − maximum) overflows: what registers hold past the end of a row must not reach the sum."""
+    student, teacher = (draw(3, columns, seed=seed, dtype=dtype) - 90.0 for seed in (0, 1))
+    found, exact = (
+        gradients(f, arguments, (0, 3))
+        for f, arguments in (
+            (ours, (student, teacher, None, *SHARP)),
+            (losses, to_fp64((student, teacher, None, *SHARP))),
+        )
+    )
+    for gradient, expected in zip(found, exact):
+        bound = 4 * torch.finfo(gradient.dtype).eps * expected.abs().max() + 1e-5
+        assert (gradient - expected).abs().max() <= bound
+
+
 def test_small_losses_keep_their_digits():
     """A student that agrees with a sharp teacher: the loss is no difference of large numbers."""
     student = draw(4, 300)

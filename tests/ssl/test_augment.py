@@ -101,6 +101,7 @@ def test_views_of_many_sizes():
     ("options", "message"),
     [
         (dict(crop=(0.5, 0.2)), r"^crop: expected two positive numbers in ascending order, got \[0.5, 0.2\]"),
+        (dict(crop=(2.0,)), r"^crop: expected two positive numbers in ascending order, got \[2.0\]"),
         (dict(flip=2.0), "^flip: expected a probability, got 2.0"),
         (dict(noise=-1.0), "^noise: expected at least 0, got -1.0"),
     ],

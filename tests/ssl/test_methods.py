@@ -42,6 +42,19 @@ def test_all_that_is_trained_gets_gradients(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_step_under_autocast(name):
+    """Embeddings come in 16 bits, queues and teachers stay in 32."""
+    model = small_model(name)
+    for seed in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.training_step(views_of(16, number=model.num_views, seed=seed))
+        loss.backward()
+        model.after_step(0.5)
+        assert torch.isfinite(loss)
+    assert all(tensor.dtype != torch.bfloat16 for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_embedding_is_that_of_evaluation(name):
     model = small_model(name)
     (x,) = views_of(16, number=1)
