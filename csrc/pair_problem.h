@@ -10,14 +10,15 @@
 
 #include "csrc/common.h"
 #include "csrc/memory.h"
+#include "csrc/pair_queue.h"
 #include "csrc/parallel.h"
 #include "kernels/common/panels.h"
 #include "kernels/contrast/pairs.h"
 
 namespace genssl {
 
-// Scores of a block: 192 x 192 where both sides are long.
-constexpr int64_t kLongBlock = 192;
+// Scores of a block: 256 x 256 where both sides are long.
+constexpr int64_t kLongBlock = 256;
 constexpr int64_t kBlockScores = kLongBlock * kLongBlock;
 constexpr int64_t kWidestPanel = 32;
 // Multiplications and additions that are worth a thread.
@@ -25,9 +26,9 @@ constexpr int64_t kWorthAThread = 1 << 20;
 
 inline int64_t round_down(int64_t count, int64_t step) { return count / step * step; }
 
-// At least 16 blocks where there are rows for them: rounds then keep as many threads busy.
+// 16 blocks, or more of the longest: rounds then keep as many threads busy.
 inline int64_t block_size(int64_t count) {
-  return count >= 16 * kLongBlock ? kLongBlock : count >= 8 * kLongBlock ? kLongBlock / 2 : 32;
+  return std::clamp(ceil_div(count, 16 * kWidestPanel) * kWidestPanel, kWidestPanel, kLongBlock);
 }
 
 // Short blocks of rows meet long blocks of columns, as long as there are as many of both.
@@ -108,19 +109,21 @@ class PairProblem {
     if (shape().gram) args_.x_rows = args_.y_rows;
   }
 
-  // Calls kernel(scratch, round, begin, end) for all tasks, round after round.
+  // Calls kernel(scratch, round, begin, end) for all tasks, one by one.
   template <class Kernel>
   void run(const Kernel& kernel) const {
     const int64_t size = GENSSL_DISPATCH(pair_scratch_size)(shape());
-    const int64_t work = shape().row_block * shape().column_block * shape().depth;
-    const int64_t grain = std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(work, 1));
-    for (int64_t round = 0; round < pair_rounds(shape()); ++round) {
-      parallel_for(0, pair_tasks(shape(), round), grain, [&](int64_t begin, int64_t end) {
-        kernel(args_.is_double ? static_cast<void*>(thread_scratch<double>(size))
-                               : static_cast<void*>(thread_scratch<float>(size)),
-               round, begin, end);
-      });
-    }
+    const double work = 1.0 * shape().rows * shape().columns * shape().depth;
+    const int64_t worth = static_cast<int64_t>(std::min(work / kWorthAThread, 1e6));
+    PairQueue queue(shape());
+    const auto serve = [&](int64_t, int64_t) {
+      void* memory = args_.is_double ? static_cast<void*>(thread_scratch<double>(size))
+                                     : static_cast<void*>(thread_scratch<float>(size));
+      for (PairQueue::Task task; queue.take(task); queue.finish(task)) {
+        kernel(memory, task.round, task.number, task.number + 1);
+      }
+    };
+    parallel_for(0, std::clamp<int64_t>(worth, 1, num_threads()), 1, serve);
   }
 
   // A vector of numbers, all the same.

@@ -184,12 +184,27 @@ void reduce(const LogSumExpArgs& args, const Block<T>& block, bool of_columns,
            args.column_sum + block.column);
 }
 
+// Scores that no cache holds until the backward pass go around them.
+constexpr int64_t kCachedBytes = 16 << 20;
+
 template <class T>
 void keep_scores(const PairShape& shape, const Block<T>& block, T* scores) {
+  const int64_t row_bytes = shape.columns * sizeof(T);
+  const bool whole = block.columns() % Vec<T>::size == 0 && row_bytes % kVecBytes == 0 &&
+                     reinterpret_cast<uintptr_t>(scores) % kVecBytes == 0;
+  const bool streamed = whole && shape.rows * row_bytes > kCachedBytes;
   for (int64_t r = block.row; r < block.row_end; ++r) {
+    const T* source = block.at(r, block.column);
     T* target = scores + r * shape.columns + block.column;
-    copy_lanes(block.at(r, block.column), block.columns(), target);
+    if (!streamed) {
+      copy_lanes(source, block.columns(), target);
+      continue;
+    }
+    for (int64_t n = 0; n < block.columns(); n += Vec<T>::size) {
+      store_streaming(Vec<T>::load(source + n), target + n);
+    }
   }
+  finish_streaming();
 }
 
 template <class T>
