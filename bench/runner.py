@@ -121,7 +121,8 @@ def speedup(providers: dict, names: Iterable[str]) -> float | None:
 
 
 def others(providers: dict) -> list[str]:
-    return [name for name in providers if name != OURS]
+    """Those that compete; ours at another size does not."""
+    return [name for name in providers if name != OURS and not name.startswith(f"{OURS}, ")]
 
 
 def one_line(error: Exception) -> str:

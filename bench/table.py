@@ -26,9 +26,12 @@ def row(result: dict, default: dict | None) -> str:
     """One case; `default` is the same case under the default allocator, for the second figure."""
     providers = result["providers"]
     rivals = others(providers)
-    fastest = min(rivals, key=lambda name: providers[name]["median_ms"])
-    ratio = f"**{speedup(providers, rivals):.2f}×**"
-    if default and "providers" in default:
+    fastest = ratio = ""
+    if rivals:
+        name = min(rivals, key=lambda name: providers[name]["median_ms"])
+        fastest = f"{name}, {milliseconds(providers[name]['median_ms'])}"
+        ratio = f"**{speedup(providers, rivals):.2f}×**"
+    if rivals and default and "providers" in default:
         ratio += f" ({speedup(default['providers'], others(default['providers'])):.2f}×)"
     each = ", ".join(f"{name} {speedup(providers, [name]):.2f}×" for name in rivals)
     ceiling = result["ceiling"]
@@ -36,7 +39,7 @@ def row(result: dict, default: dict | None) -> str:
         f"`{result['operation']}`",
         result["title"],
         milliseconds(providers[OURS]["median_ms"]),
-        f"{fastest}, {milliseconds(providers[fastest]['median_ms'])}",
+        fastest,
         ratio,
         each,
         f"{ceiling['share']:.0%} of {ceiling['name']}" if ceiling else "",

@@ -4,14 +4,14 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from genssl_fast._checks import check, check_choice
+from genssl_fast._checks import check, check_choice, check_integer, check_number
 from genssl_fast._random import Stream, step_counter
 from genssl_fast.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from genssl_fast.flow_model import FlowModel, FlowModelConfig
@@ -97,7 +97,11 @@ class FlowTrainingConfig:
 
 
 def check_schedule(config: Any) -> None:
-    """What every configuration of a training has."""
+    """What every configuration of a training has; and that its numbers are numbers."""
+    checks = {int: check_integer, float: check_number}
+    for field in fields(config):
+        if field.type in checks:
+            checks[field.type](field.name, getattr(config, field.name))
     check(config.steps >= 1, "steps", "at least 1", config.steps)
     check(config.batch >= 1, "batch", "at least 1", config.batch)
     check(config.learning_rate > 0, "learning_rate", "a positive number", config.learning_rate)

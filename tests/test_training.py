@@ -132,6 +132,12 @@ def test_bad_settings_are_named(name, value):
         TrainingConfig(**{name: value})
 
 
+@pytest.mark.parametrize(("name", "value"), [("steps", "9"), ("batch", 2.0), ("learning_rate", None)])
+def test_settings_of_another_type_are_named(name, value):
+    with pytest.raises(TypeError, match=f"^{name}: expected an? (integer|number), got"):
+        TrainingConfig(**{name: value})
+
+
 def test_unknown_process_is_named():
     with pytest.raises(ValueError, match="process: expected one of 'vp', 'subvp', 've', got 'vpx'"):
         ScoreModelConfig((2,), process="vpx")

@@ -1,4 +1,8 @@
-"""Contrastive losses whose forward and backward never store the matrix of similarities.
+"""Contrastive losses in memory O(N D), forward and backward, where N is the number of rows.
+
+**Memory.** The matrix of similarities is not stored. On a CPU the forward pass keeps it for the backward pass
+where it is small beside the rows, at most 4 (N + M) D numbers for N and M rows (N ≤ 8 D for a square one). It
+saves a product of the backward pass; above the limit nothing is kept.
 
 **Many processes.** With ``group``, a group of ``torch.distributed`` (True for the default one), the samples
 are spread over its W processes, in parts of one or more, and the loss is that of all of them. Every process
@@ -56,13 +60,14 @@ def nt_xent(
         \qquad s_{ij} = z_i \cdot z_j / T
 
     The matrix of s is symmetric: its tiles above the diagonal serve rows and columns, 4 (2N)² D operations
-    forward and backward where plain PyTorch takes 6. Memory is O(N D).
+    forward and backward (3 on a CPU where 2N ≤ 8 D) where plain PyTorch takes 6. Memory is O(N D).
 
     Arguments:
         z1, z2: the views [N, D], fp32, fp64, bf16 or fp16 (computed in fp32).
         temperature: T > 0, a number, a tensor [], or one for each sample [N], learnable.
         normalize: bring the rows to length 1 first; then none may be zero.
-        epsilon: weight of the positive in the denominator: 1 is NT-Xent, 0 the decoupled loss (DCL).
+        epsilon: weight of the positive in the denominator: 1 is NT-Xent, 0 the decoupled loss (DCL), which of
+            a row without negatives is −∞.
         ids: integers of 32 bits [N]; samples with equal ids are no negatives of each other.
         reduction: ``"mean"`` over the 2N rows, ``"sum"``, or ``"none"`` for all of them, of ``z1`` first.
         group: processes over which the samples are spread; see :mod:`genssl_fast.ops.contrastive`.
@@ -352,8 +357,8 @@ def clip_loss(
         L = \frac{1}{2N} \sum_i \Big( \log \sum_j e^{s_{ij}} + \log \sum_j e^{s_{ji}} - 2 s_{ii} \Big),
         \qquad s_{ij} = \mathrm{logit\_scale} \; x_i \cdot y_j + \mathrm{bias}
 
-    8 N² D operations forward and backward: one product of all pairs serves rows and columns, and one
-    exponential a pair the gradients of both.
+    8 N² D operations forward and backward, 6 on a CPU where N ≤ 8 D: one product of all pairs serves rows and
+    columns, and one exponential a pair the gradients of both.
 
     Arguments:
         image, text: x and y [N, D], fp32, fp64, bf16 or fp16 (16-bit computed in fp32), of length 1 already.

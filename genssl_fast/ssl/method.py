@@ -95,9 +95,10 @@ def encode_views(backbone: nn.Module, views: Sequence[Tensor]) -> Tensor:
 
 
 def check_views(views: Sequence[Tensor], *, least: int = 2, most: int | None = 2) -> None:
-    """Views of one batch: at least so many, of one length."""
+    """Views of one batch: at least so many, of one length, which is not 0."""
     expected = f"{least} views" if most == least else f"at least {least} views"
     fits = len(views) >= least and (most is None or len(views) <= most)
     check(fits, "views", f"{expected} [B, ...]", f"{len(views)}")
     lengths = [len(view) for view in views]
     check(len(set(lengths)) == 1, "views", "batches of one length", lengths)
+    check(lengths[0] >= 1, "views", "at least one sample", lengths)

@@ -48,6 +48,18 @@ def test_table_replaces_what_stands_between_the_markers(results, readme):
     assert "Without a number, because the value was wrong: `double` (wrong)" in text
 
 
+def test_ours_at_another_size_is_no_rival(results, readme):
+    content = json.loads(results.read_text())
+    for column in content["columns"].values():
+        providers = column[0]["providers"]
+        providers["ours, short"] = providers.pop("eager")
+    results.write_text(json.dumps(content))
+    assert run(results, readme) == 0
+    row = next(line for line in readme.read_text().splitlines() if "`double`" in line)
+    assert "×" not in row
+    assert "short" not in row
+
+
 def test_check_tells_a_stale_table_from_a_fresh_one(results, readme, capsys):
     assert run(results, readme, "--check") == 1
     assert "out of date" in capsys.readouterr().err

@@ -55,6 +55,13 @@ def test_a_step_under_autocast(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_batch_of_nothing_is_refused(name):
+    model = small_model(name)
+    with pytest.raises(ValueError, match="at least"):
+        model.training_step([view[:0] for view in views_of(4, number=model.num_views)])
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_embedding_is_that_of_evaluation(name):
     model = small_model(name)
     (x,) = views_of(16, number=1)
