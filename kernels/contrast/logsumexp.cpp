@@ -13,8 +13,8 @@ GENSSL_INLINE Vec<T> finite_or_zero(Vec<T> value) {
   return select(value == Vec<T>(kMinusInfinity<T>), Vec<T>(T(0)), value);
 }
 
-// What is found of a block: maxima that include those of earlier blocks, and sums of e^(s -
-// origin).
+// What is found of a block's rows or columns: maxima, also over earlier blocks, and the sums of
+// e^(s - origin).
 template <class T>
 struct Reduced {
   T *largest, *origins, *sums;  // by position in the block
@@ -52,8 +52,9 @@ void join_lanes(const T* lanes, int64_t rows, T* target, const Join& join) {
 
 template <class T>
 void copy_numbers(const T* source, int64_t count, T* target) {
-  for (int64_t i = 0; i < count; i += Vec<T>::size)
+  for (int64_t i = 0; i < count; i += Vec<T>::size) {
     load_lanes(source + i, count - i).store(target + i);
+  }
 }
 
 template <class T>
