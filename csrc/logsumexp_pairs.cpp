@@ -20,8 +20,6 @@ Tensor log_of(const Tensor& max_of, const std::vector<double>& sums) {
   return result;
 }
 
-void* data_of(Tensor& tensor, bool wanted) { return wanted ? tensor.mutable_data_ptr() : nullptr; }
-
 std::tuple<Tensor, Tensor, Tensor> reduce(PairProblem& problem, bool columns, bool keep) {
   constexpr double kNone = -std::numeric_limits<double>::infinity();
   const PairShape& shape = problem.shape();
@@ -34,8 +32,8 @@ std::tuple<Tensor, Tensor, Tensor> reduce(PairProblem& problem, bool columns, bo
   const LogSumExpArgs args{problem.args(),    row_max.mutable_data_ptr(),
                            row_sum.data(),    data_of(column_max, columns),
                            column_sum.data(), data_of(scores, keep)};
-  problem.run([&](void* scratch, int64_t round, int64_t begin, int64_t end) {
-    GENSSL_DISPATCH(logsumexp_pairs)(args, scratch, round, begin, end);
+  problem.run([&](void* scratch, BlockPair pair) {
+    GENSSL_DISPATCH(logsumexp_pairs)(args, scratch, pair);
   });
   return {log_of(row_max, row_sum), log_of(column_max, column_sum), scores};
 }
@@ -76,8 +74,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pair_logsumexp_backward(
       both ? grad_columns.const_data_ptr() : nullptr,
       columns.const_data_ptr(),
       problem.kept(scores)};
-  problem.run([&](void* scratch, int64_t round, int64_t begin, int64_t end) {
-    GENSSL_DISPATCH(logsumexp_pairs_backward)(args, scratch, round, begin, end);
+  problem.run([&](void* scratch, BlockPair pair) {
+    GENSSL_DISPATCH(logsumexp_pairs_backward)(args, scratch, pair);
   });
   double to_scale = 0;
   if (to_x) std::tie(sums_x, to_scale) = problem.finish(sums_x, true, true);
@@ -111,8 +109,8 @@ std::tuple<Tensor, Tensor, Tensor> gram_logsumexp_backward(Tensor grad, Tensor l
                                    grad.const_data_ptr(),
                                    log_sum.const_data_ptr(),
                                    problem.kept(scores)};
-  problem.run([&](void* scratch, int64_t round, int64_t begin, int64_t end) {
-    GENSSL_DISPATCH(logsumexp_pairs_backward)(args, scratch, round, begin, end);
+  problem.run([&](void* scratch, BlockPair pair) {
+    GENSSL_DISPATCH(logsumexp_pairs_backward)(args, scratch, pair);
   });
   const auto [to_z, products] = problem.finish(sums, true, true);
   return {as_type_of(to_z, z), problem.scalar(products / 2), to_bias};

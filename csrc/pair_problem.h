@@ -109,7 +109,7 @@ class PairProblem {
     if (shape().gram) args_.x_rows = args_.y_rows;
   }
 
-  // Calls kernel(scratch, round, begin, end) for all tasks, one by one.
+  // Calls kernel(scratch, pair) for the pairs of blocks of all rounds.
   template <class Kernel>
   void run(const Kernel& kernel) const {
     const int64_t size = GENSSL_DISPATCH(pair_scratch_size)(shape());
@@ -120,7 +120,7 @@ class PairProblem {
       void* memory = args_.is_double ? static_cast<void*>(thread_scratch<double>(size))
                                      : static_cast<void*>(thread_scratch<float>(size));
       for (PairQueue::Task task; queue.take(task); queue.finish(task)) {
-        kernel(memory, task.round, task.number, task.number + 1);
+        kernel(memory, task.pair);
       }
     };
     parallel_for(0, std::clamp<int64_t>(worth, 1, num_threads()), 1, serve);
@@ -266,6 +266,10 @@ inline PairProblem gram_problem(const Tensor& z, const Tensor& scale, const Opti
     std::iota(numbers, numbers + ids->numel(), 0);
   }
   return PairProblem(z, z, scale, {bias, bias, ids, ids}, true);
+}
+
+inline void* data_of(Tensor& tensor, bool wanted) {
+  return wanted ? tensor.mutable_data_ptr() : nullptr;
 }
 
 // Back to the type of a 16-bit input.

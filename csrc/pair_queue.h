@@ -17,9 +17,9 @@ namespace genssl {
 class PairQueue {
  public:
   struct Task {
-    int64_t round, number;  // as kernels have them
-    int64_t row, column;    // its blocks, numbered together
-    int64_t row_turn, column_turn;
+    BlockPair pair;
+    int64_t row, column;            // its blocks, numbered together
+    int64_t row_turn, column_turn;  // how many tasks have them before
   };
 
   explicit PairQueue(const PairShape& shape)
@@ -44,18 +44,15 @@ class PairQueue {
  private:
   bool next(Task& task) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    BlockPair pair;
     do {
       while (round_ < pair_rounds(shape_) && number_ == pair_tasks(shape_, round_)) {
         ++round_;
         number_ = 0;
       }
       if (round_ == pair_rounds(shape_)) return false;
-      task.round = round_;
-      task.number = number_++;
-    } while (!pair_of_task(shape_, task.round, task.number, pair));
-    task.row = pair.row;
-    task.column = shape_.gram ? pair.column : row_blocks_ + pair.column;
+    } while (!pair_of_task(shape_, round_, number_++, task.pair));
+    task.row = task.pair.row;
+    task.column = task.pair.column + (shape_.gram ? 0 : row_blocks_);
     task.row_turn = taken_[task.row]++;
     task.column_turn = task.column == task.row ? task.row_turn : taken_[task.column]++;
     return true;

@@ -20,9 +20,8 @@ Tensor gram_pair_sum(Tensor z, Tensor scale, OptionalTensor bias, Tensor shift, 
   Tensor sums = problem.vector(count, 0.0);
   const PairSumArgs args{problem.args(), checked_psi(psi), shift.const_data_ptr(),
                          sums.mutable_data_ptr()};
-  problem.run([&](void* scratch, int64_t round, int64_t begin, int64_t end) {
-    GENSSL_DISPATCH(pair_sum)(args, scratch, round, begin, end);
-  });
+  problem.run(
+      [&](void* scratch, BlockPair pair) { GENSSL_DISPATCH(pair_sum)(args, scratch, pair); });
   return sums;
 }
 
@@ -36,15 +35,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gram_pair_sum_backward(Tensor grad, T
   grad = problem.numbers(grad, "grad", count, false);
   Tensor sums = problem.gradient_sums(count), to_shift = problem.vector(count, 0.0);
   Tensor to_bias = problem.vector(bias ? count : 0, 0.0);
-  void* weights = bias ? to_bias.mutable_data_ptr() : nullptr;
+  void* weights = data_of(to_bias, bias.has_value());
   const PairSumBackwardArgs args{{problem.args(), sums.mutable_data_ptr(), sums.mutable_data_ptr(),
                                   sums.size(1), weights, weights},
                                  checked_psi(psi),
                                  shift.const_data_ptr(),
                                  grad.const_data_ptr(),
                                  to_shift.mutable_data_ptr()};
-  problem.run([&](void* scratch, int64_t round, int64_t begin, int64_t end) {
-    GENSSL_DISPATCH(pair_sum_backward)(args, scratch, round, begin, end);
+  problem.run([&](void* scratch, BlockPair pair) {
+    GENSSL_DISPATCH(pair_sum_backward)(args, scratch, pair);
   });
   const auto [to_z, products] = problem.finish(sums, true, true);
   return {as_type_of(to_z, z), problem.scalar(products / 2), to_bias, to_shift};

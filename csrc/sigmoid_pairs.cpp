@@ -19,15 +19,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_pairs(Tensor x, Tenso
   Tensor to_x = gradients ? problem.gradient_sums(shape.rows) : problem.nothing();
   Tensor to_y = gradients ? problem.gradient_sums(shape.columns) : problem.nothing();
   std::vector<double> loss(pair_blocks(shape.rows, shape.row_block)), to_bias(loss.size());
-  const SigmoidPairsArgs args{
-      {problem.args(), gradients ? to_x.mutable_data_ptr() : nullptr,
-       gradients ? to_y.mutable_data_ptr() : nullptr, problem.gradient_stride(), nullptr, nullptr},
-      number_of(bias),
-      loss.data(),
-      gradients ? to_bias.data() : nullptr};
-  problem.run([&](void* scratch, int64_t round, int64_t begin, int64_t end) {
-    GENSSL_DISPATCH(sigmoid_pairs)(args, scratch, round, begin, end);
-  });
+  const SigmoidPairsArgs args{{problem.args(), data_of(to_x, gradients), data_of(to_y, gradients),
+                               problem.gradient_stride(), nullptr, nullptr},
+                              number_of(bias),
+                              loss.data(),
+                              gradients ? to_bias.data() : nullptr};
+  problem.run(
+      [&](void* scratch, BlockPair pair) { GENSSL_DISPATCH(sigmoid_pairs)(args, scratch, pair); });
   const Tensor total = problem.scalar(sum_of(loss));
   if (!gradients) {
     return {total, as_type_of(to_x, x), as_type_of(to_y, y), problem.nothing(), problem.nothing()};

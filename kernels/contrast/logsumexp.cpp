@@ -209,16 +209,16 @@ void keep_scores(const PairShape& shape, const Block<T>& block, T* scores) {
 }
 
 template <class T>
-void run(const LogSumExpArgs& args, void* scratch, int64_t round, int64_t begin, int64_t end) {
+void run(const LogSumExpArgs& args, void* scratch, BlockPair pair) {
   const PairShape& shape = args.pairs.shape;
   const Reductions<T> found(shape, beside_block<T>(shape, scratch));
-  for_each_task<T>(shape, scratch, round, begin, end, [&](const Block<T>& block, bool on_diagonal) {
-    for_each_score<T>(args.pairs, block,
-                      [&](int64_t r, int64_t n, int64_t, Vec<T> score)
-                          GENSSL_INLINE_LAMBDA { score.store(block.at(r, n)); });
-    reduce(args, block, args.column_max && !on_diagonal, found);
-    if (args.scores) keep_scores(shape, block, typed<T>(args.scores));
-  });
+  const Block<T> block = block_of(shape, pair, typed<T>(scratch));
+  const bool on_diagonal = is_on_diagonal(shape, pair);
+  for_each_score<T>(args.pairs, block,
+                    [&](int64_t r, int64_t n, int64_t, Vec<T> score)
+                        GENSSL_INLINE_LAMBDA { score.store(block.at(r, n)); });
+  reduce(args, block, args.column_max && !on_diagonal, found);
+  if (args.scores) keep_scores(shape, block, typed<T>(args.scores));
 }
 
 // Scores computed, or read where they were kept.
@@ -314,29 +314,25 @@ void weigh(const LogSumExpBackwardArgs& args, const Block<T>& block, T* scratch)
 }
 
 template <class T>
-void run_backward(const LogSumExpBackwardArgs& args, void* scratch, int64_t round, int64_t begin,
-                  int64_t end) {
+void run_backward(const LogSumExpBackwardArgs& args, void* scratch, BlockPair pair) {
   const PairShape& shape = args.gradient.pairs.shape;
   T* beside = beside_block<T>(shape, scratch);
-  for_each_task<T>(shape, scratch, round, begin, end, [&](const Block<T>& block, bool on_diagonal) {
-    weigh(args, block, beside);
-    add_weights(args.gradient, block, !on_diagonal);
-    accumulate_gradients(args.gradient, block, args.gradient.to_y && !on_diagonal);
-  });
+  const Block<T> block = block_of(shape, pair, typed<T>(scratch));
+  const bool on_diagonal = is_on_diagonal(shape, pair);
+  weigh(args, block, beside);
+  add_weights(args.gradient, block, !on_diagonal);
+  accumulate_gradients(args.gradient, block, args.gradient.to_y && !on_diagonal);
 }
 
 }  // namespace
 
-void logsumexp_pairs(const LogSumExpArgs& args, void* scratch, int64_t round, int64_t begin,
-                     int64_t end) {
-  args.pairs.is_double ? run<double>(args, scratch, round, begin, end)
-                       : run<float>(args, scratch, round, begin, end);
+void logsumexp_pairs(const LogSumExpArgs& args, void* scratch, BlockPair pair) {
+  args.pairs.is_double ? run<double>(args, scratch, pair) : run<float>(args, scratch, pair);
 }
 
-void logsumexp_pairs_backward(const LogSumExpBackwardArgs& args, void* scratch, int64_t round,
-                              int64_t begin, int64_t end) {
-  args.gradient.pairs.is_double ? run_backward<double>(args, scratch, round, begin, end)
-                                : run_backward<float>(args, scratch, round, begin, end);
+void logsumexp_pairs_backward(const LogSumExpBackwardArgs& args, void* scratch, BlockPair pair) {
+  args.gradient.pairs.is_double ? run_backward<double>(args, scratch, pair)
+                                : run_backward<float>(args, scratch, pair);
 }
 
 }  // namespace genssl::GENSSL_ISA

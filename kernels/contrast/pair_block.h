@@ -79,6 +79,10 @@ GENSSL_INLINE Block<T> block_of(const PairShape& shape, BlockPair pair, T* numbe
           numbers, block_stride<T>(shape)};
 }
 
+GENSSL_INLINE bool is_on_diagonal(const PairShape& shape, BlockPair pair) {
+  return shape.gram && pair.row == pair.column;
+}
+
 template <class T>
 GENSSL_INLINE const T* typed(const void* pointer) {
   return static_cast<const T*>(pointer);
@@ -187,17 +191,6 @@ inline void add_weights(const PairGradientArgs& args, const Block<T>& block, boo
   if (args.row_weights) add_sums_of_rows(block, typed<T>(args.row_weights));
   if (args.column_weights && to_columns) {
     add_sums_of_columns(block, typed<T>(args.column_weights));
-  }
-}
-
-// Calls task(block, on_diagonal) for the tasks [begin, end) of a round.
-template <class T, class Task>
-inline void for_each_task(const PairShape& shape, void* scratch, int64_t round, int64_t begin,
-                          int64_t end, const Task& task) {
-  for (int64_t i = begin; i < end; ++i) {
-    BlockPair pair;
-    if (!pair_of_task(shape, round, i, pair)) continue;
-    task(block_of(shape, pair, typed<T>(scratch)), shape.gram && round == 0);
   }
 }
 

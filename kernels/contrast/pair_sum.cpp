@@ -30,32 +30,31 @@ GENSSL_INLINE Vec<T> where_kept(Vec<T> score, Vec<T> value) {
 
 // Each score counts in its row and, off the diagonal, in the row of its column.
 template <class T, Psi PSI>
-void run(const PairSumArgs& args, void* scratch, int64_t round, int64_t begin, int64_t end) {
+void run(const PairSumArgs& args, void* scratch, BlockPair pair) {
   const T* shift = typed<T>(args.shift);
   T* sums = typed<T>(args.sums);
-  for_each_task<T>(
-      args.pairs.shape, scratch, round, begin, end, [&](const Block<T>& block, bool on_diagonal) {
-        for_each_score<T>(args.pairs, block,
-                          [&](int64_t r, int64_t n, int64_t, Vec<T> score)
-                              GENSSL_INLINE_LAMBDA { score.store(block.at(r, n)); });
-        for (int64_t r = block.row; r < block.row_end; ++r) {
-          Vec<T> sum(T(0));
-          for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
-            const Vec<T> score = Vec<T>::load(block.at(r, n));
-            sum = sum + where_kept(score, psi_of<T, PSI>(Vec<T>(shift[r]) + score));
-          }
-          sums[r] += sum_in_order(sum);
-        }
-        if (on_diagonal) return;
-        for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
-          const int64_t lanes = block.column_end - n;
-          const Vec<T> column_shift = load_lanes(shift + n, lanes);
-          const Vec<T> sum = sum_over_rows(block, n, [&](Vec<T> score) GENSSL_INLINE_LAMBDA {
-            return where_kept(score, psi_of<T, PSI>(column_shift + score));
-          });
-          store_lanes(load_lanes(sums + n, lanes) + sum, sums + n, lanes);
-        }
-      });
+  const Block<T> block = block_of(args.pairs.shape, pair, typed<T>(scratch));
+  const bool on_diagonal = is_on_diagonal(args.pairs.shape, pair);
+  for_each_score<T>(args.pairs, block,
+                    [&](int64_t r, int64_t n, int64_t, Vec<T> score)
+                        GENSSL_INLINE_LAMBDA { score.store(block.at(r, n)); });
+  for (int64_t r = block.row; r < block.row_end; ++r) {
+    Vec<T> sum(T(0));
+    for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
+      const Vec<T> score = Vec<T>::load(block.at(r, n));
+      sum = sum + where_kept(score, psi_of<T, PSI>(Vec<T>(shift[r]) + score));
+    }
+    sums[r] += sum_in_order(sum);
+  }
+  if (on_diagonal) return;
+  for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
+    const int64_t lanes = block.column_end - n;
+    const Vec<T> column_shift = load_lanes(shift + n, lanes);
+    const Vec<T> sum = sum_over_rows(block, n, [&](Vec<T> score) GENSSL_INLINE_LAMBDA {
+      return where_kept(score, psi_of<T, PSI>(column_shift + score));
+    });
+    store_lanes(load_lanes(sums + n, lanes) + sum, sums + n, lanes);
+  }
 }
 
 // Weights A_ij = g_i psi'(shift_i + s_ij) of rows and A_ji of columns; the block keeps their sum.
@@ -86,15 +85,14 @@ void weigh(const PairSumBackwardArgs& args, const Block<T>& block, bool on_diago
 }
 
 template <class T, Psi PSI>
-void run_backward(const PairSumBackwardArgs& args, void* scratch, int64_t round, int64_t begin,
-                  int64_t end) {
+void run_backward(const PairSumBackwardArgs& args, void* scratch, BlockPair pair) {
   const PairShape& shape = args.gradient.pairs.shape;
-  T* row_lanes = typed<T>(scratch) + shape.row_block * block_stride<T>(shape);
-  for_each_task<T>(shape, scratch, round, begin, end, [&](const Block<T>& block, bool on_diagonal) {
-    weigh<T, PSI>(args, block, on_diagonal, row_lanes);
-    add_weights(args.gradient, block, !on_diagonal);
-    accumulate_gradients(args.gradient, block, !on_diagonal);
-  });
+  T* row_lanes = beside_block<T>(shape, scratch);
+  const Block<T> block = block_of(shape, pair, typed<T>(scratch));
+  const bool on_diagonal = is_on_diagonal(shape, pair);
+  weigh<T, PSI>(args, block, on_diagonal, row_lanes);
+  add_weights(args.gradient, block, !on_diagonal);
+  accumulate_gradients(args.gradient, block, !on_diagonal);
 }
 
 template <class Run>
@@ -113,18 +111,17 @@ void with_psi(Psi psi, const Run& run) {
 
 }  // namespace
 
-void pair_sum(const PairSumArgs& args, void* scratch, int64_t round, int64_t begin, int64_t end) {
+void pair_sum(const PairSumArgs& args, void* scratch, BlockPair pair) {
   with_psi(args.psi, [&]<Psi PSI>() {
-    args.pairs.is_double ? run<double, PSI>(args, scratch, round, begin, end)
-                         : run<float, PSI>(args, scratch, round, begin, end);
+    args.pairs.is_double ? run<double, PSI>(args, scratch, pair)
+                         : run<float, PSI>(args, scratch, pair);
   });
 }
 
-void pair_sum_backward(const PairSumBackwardArgs& args, void* scratch, int64_t round, int64_t begin,
-                       int64_t end) {
+void pair_sum_backward(const PairSumBackwardArgs& args, void* scratch, BlockPair pair) {
   with_psi(args.psi, [&]<Psi PSI>() {
-    args.gradient.pairs.is_double ? run_backward<double, PSI>(args, scratch, round, begin, end)
-                                  : run_backward<float, PSI>(args, scratch, round, begin, end);
+    args.gradient.pairs.is_double ? run_backward<double, PSI>(args, scratch, pair)
+                                  : run_backward<float, PSI>(args, scratch, pair);
   });
 }
 

@@ -180,21 +180,14 @@ struct FinishPairsArgs {
 GENSSL_DECLARE_KERNEL(int64_t, pair_scratch_size, (const PairShape& shape))
 // Panels [begin, end) of panel_columns rows of the source each.
 GENSSL_DECLARE_KERNEL(void, pack_pairs, (const PackPairsArgs& args, int64_t begin, int64_t end))
-// Tasks [begin, end) of a round.
 GENSSL_DECLARE_KERNEL(void, logsumexp_pairs,
-                      (const LogSumExpArgs& args, void* scratch, int64_t round, int64_t begin,
-                       int64_t end))
+                      (const LogSumExpArgs& args, void* scratch, BlockPair pair))
 GENSSL_DECLARE_KERNEL(void, logsumexp_pairs_backward,
-                      (const LogSumExpBackwardArgs& args, void* scratch, int64_t round,
-                       int64_t begin, int64_t end))
-GENSSL_DECLARE_KERNEL(void, pair_sum,
-                      (const PairSumArgs& args, void* scratch, int64_t round, int64_t begin,
-                       int64_t end))
+                      (const LogSumExpBackwardArgs& args, void* scratch, BlockPair pair))
+GENSSL_DECLARE_KERNEL(void, pair_sum, (const PairSumArgs& args, void* scratch, BlockPair pair))
 GENSSL_DECLARE_KERNEL(void, pair_sum_backward,
-                      (const PairSumBackwardArgs& args, void* scratch, int64_t round, int64_t begin,
-                       int64_t end))
+                      (const PairSumBackwardArgs& args, void* scratch, BlockPair pair))
 GENSSL_DECLARE_KERNEL(void, sigmoid_pairs,
-                      (const SigmoidPairsArgs& args, void* scratch, int64_t round, int64_t begin,
-                       int64_t end))
+                      (const SigmoidPairsArgs& args, void* scratch, BlockPair pair))
 // Rows [begin, end).
 GENSSL_DECLARE_KERNEL(void, finish_pairs, (const FinishPairsArgs& args, int64_t begin, int64_t end))

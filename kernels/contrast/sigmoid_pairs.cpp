@@ -15,7 +15,7 @@ GENSSL_INLINE Softplus<T> softplus_and_slope(Vec<T> u) {
 }
 
 template <class T, bool GRADIENTS>
-void run(const SigmoidPairsArgs& args, void* scratch, int64_t round, int64_t begin, int64_t end) {
+void run(const SigmoidPairsArgs& args, void* scratch, BlockPair pair) {
   const PairShape& shape = args.gradient.pairs.shape;
   // Equal ids are pairs that belong together here: the scores know nothing of them.
   PairArgs pairs = args.gradient.pairs;
@@ -23,43 +23,40 @@ void run(const SigmoidPairsArgs& args, void* scratch, int64_t round, int64_t beg
   const auto* column_ids = typed<Id<T>>(pairs.column_ids);
   pairs.row_ids = pairs.column_ids = nullptr;
   const Vec<T> bias(static_cast<T>(args.bias));
-  for_each_task<T>(shape, scratch, round, begin, end, [&](const Block<T>& block, bool) {
-    Vec<T> loss(T(0));
-    for_each_score<T>(
-        pairs, block, [&](int64_t r, int64_t n, int64_t lanes, Vec<T> score) GENSSL_INLINE_LAMBDA {
-          const auto same = load_ids<T>(column_ids + n, lanes) == row_ids[r];
-          const Vec<T> biased = score + bias;
-          const Softplus<T> of = softplus_and_slope(select(same, -biased, biased));
-          // Past the columns the score is -infinity, that of an id by chance infinity.
-          loss = loss + select(score == Vec<T>(kMinusInfinity<T>), Vec<T>(T(0)), of.value);
-          if (GRADIENTS) select(same, -of.slope, of.slope).store(block.at(r, n));
-        });
-    const int64_t row = block.row / shape.row_block;
-    args.loss[row] += sum_in_order(loss);
-    if (!GRADIENTS) return;
-    for (int64_t r = block.row; r < block.row_end; ++r) {
-      Vec<T> sum(T(0));
-      for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
-        sum = sum + load_lanes(block.at(r, n), block.column_end - n);
-      }
-      args.to_bias[row] += sum_in_order(sum);
+  const Block<T> block = block_of(shape, pair, typed<T>(scratch));
+  Vec<T> loss(T(0));
+  for_each_score<T>(
+      pairs, block, [&](int64_t r, int64_t n, int64_t lanes, Vec<T> score) GENSSL_INLINE_LAMBDA {
+        const auto same = load_ids<T>(column_ids + n, lanes) == row_ids[r];
+        const Vec<T> biased = score + bias;
+        const Softplus<T> of = softplus_and_slope(select(same, -biased, biased));
+        // Past the columns the score is -infinity, that of an id by chance infinity.
+        loss = loss + select(score == Vec<T>(kMinusInfinity<T>), Vec<T>(T(0)), of.value);
+        if (GRADIENTS) select(same, -of.slope, of.slope).store(block.at(r, n));
+      });
+  const int64_t row = block.row / shape.row_block;
+  args.loss[row] += sum_in_order(loss);
+  if (!GRADIENTS) return;
+  for (int64_t r = block.row; r < block.row_end; ++r) {
+    Vec<T> sum(T(0));
+    for (int64_t n = block.column; n < block.column_end; n += Vec<T>::size) {
+      sum = sum + load_lanes(block.at(r, n), block.column_end - n);
     }
-    accumulate_gradients(args.gradient, block, true);
-  });
+    args.to_bias[row] += sum_in_order(sum);
+  }
+  accumulate_gradients(args.gradient, block, true);
 }
 
 template <class T>
-void run(const SigmoidPairsArgs& args, void* scratch, int64_t round, int64_t begin, int64_t end) {
-  args.to_bias ? run<T, true>(args, scratch, round, begin, end)
-               : run<T, false>(args, scratch, round, begin, end);
+void run(const SigmoidPairsArgs& args, void* scratch, BlockPair pair) {
+  args.to_bias ? run<T, true>(args, scratch, pair) : run<T, false>(args, scratch, pair);
 }
 
 }  // namespace
 
-void sigmoid_pairs(const SigmoidPairsArgs& args, void* scratch, int64_t round, int64_t begin,
-                   int64_t end) {
-  args.gradient.pairs.is_double ? run<double>(args, scratch, round, begin, end)
-                                : run<float>(args, scratch, round, begin, end);
+void sigmoid_pairs(const SigmoidPairsArgs& args, void* scratch, BlockPair pair) {
+  args.gradient.pairs.is_double ? run<double>(args, scratch, pair)
+                                : run<float>(args, scratch, pair);
 }
 
 }  // namespace genssl::GENSSL_ISA
